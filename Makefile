@@ -1,0 +1,34 @@
+# `make search` and `make test` each prepare .venv by themselves on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: search test test-all check format clean
+
+search: $(INSTALLED)  ## search the shipped space: about five minutes on two CPU cores
+	$(BIN)/mvsearch launch search_spaces/stagewise.yaml
+
+test: $(INSTALLED)  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)  ## the slow tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(INSTALLED)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Made anew when what is to be installed changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
