@@ -1,0 +1,714 @@
+"""StudyConfig: the YAML of a study, validated before anything starts.
+
+Every field says in its docstring what it means, its unit and its range; `docs/yaml.md` is the same for readers.
+In `layout`, a list is searched and a single value is fixed: such fields are tuples here, of one value when fixed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+T = TypeVar("T")
+
+PLACEMENTS = ("last", "first", "even", "middle", "alternate")
+"""Rules that place the attention blocks of a stage; `mvsearch.space.place` says what each of them does."""
+
+DATA_SETS = ("digit_scenes", "digits", "fashion_mnist", "cifar10", "cifar100", "folder")
+"""Names of `mambavision.data.DATA_SETS`, repeated so that a configuration is checked without importing torch."""
+
+MAX_HYBRID_DEPTH = 20
+"""Longest stage whose order is searched: its 2^depth patterns are enumerated where they are counted exactly."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one message with the file, the key, the value and what is allowed."""
+
+
+# -- what a value may be: each check returns the value or raises _wrong ------------------------------------------------
+
+
+def _wrong(value: object, allowed: str, key: str = "") -> PydanticCustomError:
+    """The error for a value; `key` is relative to the place it is raised at."""
+    # The braces of a template would be filled in from the context; the context carries the text instead.
+    return PydanticCustomError("wrong", "{allowed}", {"key": key, "value": value, "allowed": allowed})
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[object], int]:
+    allowed = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
+
+    def check(value: object) -> int:
+        # 1e3 is a float in YAML and a whole number to people; true is an int in Python and not to people.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or value < low or (high is not None and value > high):
+            raise _wrong(value, allowed)
+        return value
+
+    return check
+
+
+def _number(
+    low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Callable[[object], float]:
+    start = f"a number above {low:g}" if above else f"a number, {low:g} or more"
+    end = "" if math.isinf(high) else f" and below {high:g}" if below else f" and at most {high:g}"
+
+    def check(value: object) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+            raise _wrong(value, start + end)
+        number = float(value)  # type: ignore[arg-type]
+        if number < low or (above and number == low) or number > high or (below and number == high):
+            raise _wrong(value, start + end)
+        return number
+
+    return check
+
+
+def _word(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise _wrong(value, f"one of {', '.join(words)}.{_did_you_mean(value, words)}")
+        return value
+
+    return check
+
+
+def _or_null(check: Callable[[object], T]) -> Callable[[object], T | None]:
+    def check_or_null(value: object) -> T | None:
+        if value is None:
+            return None
+        try:
+            return check(value)
+        except PydanticCustomError as error:
+            raise _wrong(value, f"null or {(error.context or {})['allowed']}") from None
+
+    return check_or_null
+
+
+def _choices(check: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
+    """A single value (fixed) or a list (searched), as a tuple; numbers in rising order, null first."""
+
+    def check_all(value: object) -> tuple[T, ...]:
+        values = [check(item) for item in value] if isinstance(value, (list, tuple)) else [check(value)]
+        if not values:
+            raise _wrong(value, "one value (fixed), or a list of at least one (searched)")
+        if len(set(values)) < len(values):
+            raise _wrong(value, "a list in which no value is repeated")
+        if not any(isinstance(item, str) for item in values):
+            values.sort(key=lambda item: -math.inf if item is None else item)  # type: ignore[arg-type,return-value]
+        return tuple(values)
+
+    return check_all
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def _quantity(value: object) -> float:
+    """A positive number, or a text with a unit: 1.5M, 64MB (10^6 bytes), 64MiB (2^20)."""
+    allowed = "a number above 0, also with a unit: 1.5M, 100M, 64MB (10^6), 64MiB (2^20)"
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT]?i?)B?\s*", value)
+        try:
+            value = float(match[1]) * _UNITS[match[2].upper()] if match else value
+        except (ValueError, KeyError):
+            raise _wrong(value, allowed) from None
+    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+        raise _wrong(value, allowed)
+    return float(value)  # type: ignore[arg-type]
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(value, "true or false")
+    return value
+
+
+def _study_name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise _wrong(
+            value,
+            "1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or a digit (it names a folder)",
+        )
+    return value
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise _wrong(value, "a path")
+    return str(value)
+
+
+def _letters(value: object) -> str:
+    if value not in ("C", "M", "A", "MA", "AM"):
+        raise _wrong(
+            value, "the letters to choose from: C (conv), M (all Mamba), A (all attention) or MA (both, searched)"
+        )
+    return "MA" if value == "AM" else str(value)
+
+
+def _list_of(value: object) -> object:
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 4:
+        raise _wrong(value, "a list of one to four stages")
+    return value
+
+
+def _strides(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or any(type(stride) is not int or stride not in (1, 2) for stride in value):
+        raise _wrong(value, "null (2 everywhere) or a list with a 1 or a 2 for each gap between stages")
+    return tuple(value)
+
+
+def _stem_stride(value: object) -> int:
+    if type(value) is not int or value not in (4, 2, 1):
+        raise _wrong(value, "one of 4, 2, 1")
+    return value
+
+
+def _as_written(values: tuple[Any, ...]) -> Any:
+    """A fixed value alone, a searched one as a list, whole numbers without a point."""
+    plain = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    return plain[0] if len(plain) == 1 else plain
+
+
+_AS_WRITTEN = PlainSerializer(_as_written)
+_Whole1 = Annotated[int, BeforeValidator(_whole(1))]
+_Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_word("auto", "float32", "bfloat16"))]
+
+
+class _Section(BaseModel):
+    """A mapping of the YAML: frozen, and unknown keys are refused with the nearest right one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, BaseModel):
+            return data
+        if not isinstance(data, Mapping):
+            raise _wrong(data, f"a mapping with keys of: {', '.join(cls.model_fields)}")
+        for key in data:
+            if key not in cls.model_fields:
+                raise PydanticCustomError("unknown", "unknown key", {"key": str(key), "known": list(cls.model_fields)})
+        return data
+
+
+class AttentionConfig(_Section):
+    """How many blocks of a stage are attention: a range, or the list of counts that are allowed.
+
+    In YAML: ``{min: 0, max: 4}``, one number (fixed), or a list of counts.
+    """
+
+    min: Annotated[int, BeforeValidator(_whole(0, 64))] = 0
+    """Fewest attention blocks, 0 or more; at most the shortest depth."""
+    max: Annotated[int | None, BeforeValidator(_or_null(_whole(0, 64)))] = None
+    """Most attention blocks; null, and whatever is above the depth, means the depth."""
+    counts: Annotated[tuple[int, ...] | None, BeforeValidator(_or_null(_choices(_whole(0, 64))))] = None
+    """Exactly these counts, instead of a range."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if isinstance(data, (Mapping, BaseModel)):
+            return data
+        try:
+            counts = _choices(_whole(0, 64))(data)
+        except PydanticCustomError as error:
+            allowed = (error.context or {})["allowed"]
+            raise _wrong(data, f"{{min: …, max: …}}, a count, or a list of counts, each {allowed}") from None
+        return {"min": counts[0], "max": counts[0]} if len(counts) == 1 else {"counts": counts}
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> AttentionConfig:
+        if self.max is not None and self.max < self.min:
+            raise _wrong(
+                {"min": self.min, "max": self.max}, "a range whose max is not below its min (this one is empty)"
+            )
+        if self.counts is not None and {"min", "max"} & self.model_fields_set:
+            raise _wrong(self.counts, "counts, or min and max, not both", "counts")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> Any:
+        if self.counts is not None:
+            return list(self.counts)
+        return self.min if self.min == self.max else {"min": self.min, "max": self.max}
+
+    def allowed(self, depth: int) -> tuple[int, ...]:
+        """The counts allowed in a stage of `depth` blocks, rising; empty if there are none."""
+        counts = self.counts
+        if counts is None:
+            counts = tuple(range(self.min, (depth if self.max is None else min(self.max, depth)) + 1))
+        return tuple(count for count in counts if count <= depth)
+
+
+# Which letters a key of a stage has an effect on.
+_NEEDS = {
+    "attention": "MA",
+    "placement": "MA",
+    "flips": "MA",
+    "state": "M",
+    "conv_kernel": "M",
+    "head_dim": "A",
+    "window": "hybrid",
+    "mlp_ratio": "hybrid",
+}
+
+
+class StageConfig(_Section):
+    """One stage of the layout. A list is searched, a single value is fixed."""
+
+    blocks: Annotated[str, BeforeValidator(_letters)]
+    """Letters to choose from: C (residual conv), M (all Mamba), A (all attention), MA (their order is searched)."""
+    depth: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 64))), _AS_WRITTEN]
+    """Number of blocks, 1 to 64; at most 20 where the order is searched."""
+    dim: Annotated[tuple[float, ...], BeforeValidator(_choices(_number(0, 64, above=True))), _AS_WRITTEN]
+    """Channels of the stage as a multiple of `layout.width`; 1 in stage 1."""
+    attention: AttentionConfig = AttentionConfig()
+    """How many blocks are attention (MA only): {min, max}, a number, or a list. Default: from 0 to the depth."""
+    placement: Annotated[tuple[str, ...], BeforeValidator(_choices(_word(*PLACEMENTS)))] = PLACEMENTS
+    """Rules that place the attention blocks (MA only): last, first, even, middle, alternate. Default: all of them."""
+    flips: Annotated[int | None, BeforeValidator(_or_null(_whole(0, MAX_HYBRID_DEPTH)))] = None
+    """How many single blocks may differ from the rule (MA only), 0 to 20. Default (null): half the longest depth, with
+    which every order is reached."""
+    state: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 256))), _AS_WRITTEN] = (8,)
+    """SSM state size of the Mamba blocks, 1 to 256."""
+    window: Annotated[tuple[int | None, ...], BeforeValidator(_choices(_or_null(_whole(1, 1024)))), _AS_WRITTEN] = (
+        None,
+    )
+    """Side of the square windows in tokens, 1 to 1024; null: the whole map."""
+    head_dim: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 1024))), _AS_WRITTEN] = (16,)
+    """Channels of one attention head; heads = channels of the stage / head_dim, which must be whole."""
+    conv_kernel: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 15))), _AS_WRITTEN] = (3,)
+    """Width of the depthwise convolution in Mamba blocks, 1 to 15."""
+    mlp_ratio: Annotated[tuple[float, ...], BeforeValidator(_choices(_number(0, 16, above=True))), _AS_WRITTEN] = (4.0,)
+    """Hidden width of the MLP over the channels of the stage, above 0, at most 16."""
+    layer_scale: Annotated[float | None, BeforeValidator(_or_null(_number(0, 10, above=True)))] = None
+    """Initial value of the learned residual scales, above 0, at most 10; null: no scales."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> StageConfig:
+        for key in _NEEDS:
+            if key in self.model_fields_set and not self.has(key):
+                where = "a stage of M or A" if _NEEDS[key] == "hybrid" else f"a stage with {_NEEDS[key]}"
+                allowed = f"only {where} has it, and the blocks of this one are {self.blocks}; remove it"
+                raise _wrong(getattr(self, key), allowed, key)
+        if self.blocks == "MA":
+            if self.depth[-1] > MAX_HYBRID_DEPTH:
+                raise _wrong(
+                    self.depth[-1], f"at most {MAX_HYBRID_DEPTH} blocks where their order is searched", "depth"
+                )
+            if not self.attention.allowed(self.depth[0]):
+                raise _wrong(
+                    self.model_dump()["attention"],
+                    f"at least one count of at most {self.depth[0]}, the shortest depth",
+                    "attention",
+                )
+        return self
+
+    def has(self, key: str) -> bool:
+        """Whether a key has an effect in a stage of these letters."""
+        needs = _NEEDS.get(key, "")
+        return self.blocks != "C" if needs == "hybrid" else needs in self.blocks
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What has no effect in this stage is refused when read, so it is not written either.
+        return {key: value for key, value in handler(self).items() if self.has(key)}
+
+
+class LayoutConfig(_Section):
+    """What is searched: the layouts. A list is searched, a single value is fixed."""
+
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(_list_of)]
+    """One to four stages."""
+    width: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 8192))), _AS_WRITTEN]
+    """Channels of stage 1; every other stage is a multiple of it."""
+    in_dim: Annotated[int, BeforeValidator(_whole(1, 4096))] = 32
+    """Channels between the two convolutions of the stem."""
+    stem_stride: Annotated[int, BeforeValidator(_stem_stride)] = 4
+    """How much the stem reduces the image: 4, 2 or 1."""
+    downsample: Annotated[tuple[int, ...] | None, BeforeValidator(_strides)] = None
+    """Stride, 1 or 2, for each gap between stages; null: 2 everywhere."""
+    qk_norm: Annotated[bool, BeforeValidator(_flag)] = False
+    """LayerNorm on the queries and keys of the attention blocks."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LayoutConfig:
+        if self.stages[0].dim != (1.0,):
+            raise _wrong(
+                self.stages[0].model_dump()["dim"], "1, because layout.width is the width of stage 1", "stages.0.dim"
+            )
+        gaps = len(self.stages) - 1
+        if self.downsample is not None and len(self.downsample) != gaps:
+            raise _wrong(
+                list(self.downsample), f"a list of {gaps} strides, one for each gap between stages", "downsample"
+            )
+        return self
+
+
+class BudgetConfig(_Section):
+    """Bounds of one cost; numbers, also with a unit (1.5M, 64MB)."""
+
+    min: Annotated[float | None, BeforeValidator(_or_null(_quantity))] = None
+    """Least that is allowed, above 0; null: no bound."""
+    max: Annotated[float | None, BeforeValidator(_or_null(_quantity))] = None
+    """Most that is allowed, above 0; null: no bound."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> BudgetConfig:
+        if self.min is not None and self.max is not None and self.max < self.min:
+            raise _wrong(
+                {"min": self.min, "max": self.max}, "a range whose max is not below its min (this one is empty)"
+            )
+        return self
+
+
+class BudgetsConfig(_Section):
+    """What a layout may cost as deployed, at `timing.image_size` and `timing.batch_size`; checked before training."""
+
+    params: BudgetConfig = BudgetConfig()
+    """Number of parameters."""
+    macs: BudgetConfig = BudgetConfig()
+    """Multiply-accumulates an image (convolutions, linear layers, attention products; not the scan)."""
+    memory: BudgetConfig = BudgetConfig()
+    """Bytes at inference in float32: weights and the peak of the activations at the deployment batch."""
+
+
+class ProxyConfig(_Section):
+    """The short training that stands for the long one."""
+
+    data: Annotated[str, BeforeValidator(_word(*DATA_SETS))] = "digit_scenes"
+    """Data set: digit_scenes, digits, fashion_mnist, cifar10, cifar100, or folder (images of one's own)."""
+    root: Annotated[str | None, BeforeValidator(_or_null(_path))] = None
+    """Where the data lies; for folder (needed there): one folder a class in it, or train, val and test of these."""
+    image_size: Annotated[int, BeforeValidator(_whole(4, 1024))] = 32
+    """Side of the training images in pixels, 4 to 1024."""
+    train_images: Annotated[int | None, BeforeValidator(_or_null(_whole(1)))] = None
+    """How many training images, balanced over the classes; null: all there are (folder: at most 50,000)."""
+    val_images: Annotated[int | None, BeforeValidator(_or_null(_whole(1)))] = None
+    """How many validation images, taken out of the training set; null: a fifth, at most 5,000."""
+    epochs: _Whole1 = 6
+    """Epochs of a training."""
+    batch_size: _Whole1 = 64
+    """Images a training step."""
+    seeds: Annotated[int, BeforeValidator(_whole(1, 100))] = 1
+    """Trainings a layout, each with a seed of its own; error bars need 2 or more."""
+    learning_rate: Annotated[float, BeforeValidator(_number(0, 10, above=True))] = 0.002
+    """AdamW's learning rate, constant after the warm-up."""
+    weight_decay: Annotated[float, BeforeValidator(_number(0, 10))] = 0.05
+    """AdamW's weight decay."""
+    warmup_epochs: Annotated[float, BeforeValidator(_number(0))] = 1.0
+    """Epochs over which the learning rate rises linearly from 0."""
+    ema: Annotated[float, BeforeValidator(_number(0, 1, below=True))] = 0.99
+    """Decay a step of the moving average of the weights, which is what is validated; 0: none."""
+    clip_norm: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = 5.0
+    """Largest norm of the gradient; null: no clipping."""
+    augment: Annotated[
+        Literal["auto", "none", "shift", "shift_flip"], BeforeValidator(_word("auto", "none", "shift", "shift_flip"))
+    ] = "auto"
+    """Augmentation; auto: what keeps the labels of the data set."""
+    drop_path: Annotated[float, BeforeValidator(_number(0, 1, below=True))] = 0.0
+    """Stochastic depth rate of the last block, 0 to below 1; rises linearly over the blocks."""
+    dtype: _Dtype = "auto"
+    """Precision of the training; auto: bfloat16 on CUDA devices that have it, else float32."""
+    stem_stride: Annotated[int | None, BeforeValidator(_or_null(_stem_stride))] = None
+    """Stem stride while training, to keep the token count at fewer pixels: 4, 2 or 1; null: the layout's own."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ProxyConfig:
+        if self.data == "folder" and self.root is None:
+            raise _wrong(None, "data 'folder' needs the path of the folder that holds one folder a class", "root")
+        if self.warmup_epochs > self.epochs:
+            raise _wrong(self.warmup_epochs, f"at most proxy.epochs, {self.epochs}", "warmup_epochs")
+        return self
+
+
+class ObjectivesConfig(_Section):
+    """What is optimised: this quality, and throughput."""
+
+    quality: Annotated[Literal["nll", "top1"], BeforeValidator(_word("nll", "top1"))] = "nll"
+    """Quality on the validation split: nll (negative log-likelihood, separates layouts better) or top1 (accuracy)."""
+
+
+class SearchConfig(_Section):
+    """How the search goes."""
+
+    sampler: Annotated[Literal["tpe", "nsga2", "random"], BeforeValidator(_word("tpe", "nsga2", "random"))] = "tpe"
+    """Which sampler proposes layouts: tpe (multivariate), nsga2 or random."""
+    trials: _Whole1 = 26
+    """Layouts trained in full, the hand-made baselines among them."""
+    hours: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
+    """Ends the search after this many hours, whichever comes first; null: no limit."""
+    seed: Annotated[int, BeforeValidator(_whole(0, 2**31 - 1))] = 0
+    """Seed of the search and of the trainings; the data subset is always the same."""
+    baselines: Annotated[bool, BeforeValidator(_flag)] = True
+    """Whether the hand-made layouts (all Mamba, all attention, last half, …) run first."""
+
+
+class TimingConfig(_Section):
+    """How throughput is measured: as deployed."""
+
+    image_size: Annotated[int | None, BeforeValidator(_or_null(_whole(1, 4096)))] = None
+    """Side of the deployed images in pixels; null: the proxy's."""
+    batch_size: _Whole1 = 64
+    """Images a batch, as deployed."""
+    window_s: Annotated[float, BeforeValidator(_number(0, 60, above=True))] = 0.5
+    """Seconds of one timing window, above 0, at most 60."""
+    windows: Annotated[int, BeforeValidator(_whole(1, 100))] = 5
+    """Timing windows; the median counts."""
+    dtype: _Dtype = "auto"
+    """Precision of the deployed model; auto: bfloat16 on CUDA devices that have it, else float32."""
+    threads: Annotated[int, BeforeValidator(_whole(1, 4096))] = 1
+    """CPU threads of a timing. More than one makes it fragile: a neighbour on one core then stalls all threads."""
+
+
+class StudyConfig(_Section):
+    """One study: what `mvsearch launch FILE` reads."""
+
+    name: Annotated[str, BeforeValidator(_study_name)]
+    """Names the folder of the results, studies/<name>; default: the name of the file."""
+    layout: LayoutConfig
+    """What is searched."""
+    budgets: BudgetsConfig = BudgetsConfig()
+    """What a layout may cost."""
+    proxy: ProxyConfig = ProxyConfig()
+    """The short training."""
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    """What is optimised."""
+    search: SearchConfig = SearchConfig()
+    """How the search goes."""
+    timing: TimingConfig = TimingConfig()
+    """How throughput is measured."""
+
+    @property
+    def deployed_image_size(self) -> int:
+        """Side in pixels of the images that budgets and timings are about."""
+        return self.timing.image_size or self.proxy.image_size
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in."""
+        return self.model_dump(mode="json")
+
+    def resolved_yaml(self) -> str:
+        """The study as YAML with every default filled in; `load_config` reads it back to an equal value."""
+        return yaml.dump(self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that writes a list of plain values on one line."""
+
+    def represent_list(self, data: Iterable[Any]) -> yaml.SequenceNode:
+        plain = not any(isinstance(item, (list, dict)) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e6 as a number and refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML follows, wants a dot and a signed exponent in 1.0e+6.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def shipped() -> dict[str, Traversable]:
+    """The search spaces that come with the package: name to file."""
+    try:
+        folder: Traversable = importlib.resources.files("mvsearch.search_spaces")
+    except ModuleNotFoundError:  # a checkout that is not installed
+        folder = Path(__file__).parent.parent / "search_spaces"
+    if not folder.is_dir():
+        return {}
+    files = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return dict(sorted(files.items()))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read and validate a study.
+
+    Args:
+        source: a YAML file, or the name of a shipped search space (``"stagewise"``).
+        overrides: ``"search.trials=12"``: dotted keys, lists by index counted from 0
+            (``"layout.stages.1.depth=[2, 3]"``), values read as YAML.
+
+    Raises:
+        ConfigError: one message that names the file, the key, the value and what is allowed.
+    """
+    label, text = _read(source)
+    data = _parse(text, label)
+    if data is None:
+        raise ConfigError(f"{label}: is empty; a study starts with a key such as 'layout:'")
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{label}: holds {_short(data)}; a study is a mapping that starts with a key such as 'layout:'"
+        )
+    data.setdefault("name", Path(label).stem)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_message(error, label, overrides)) from None
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    """The label of a source (its path, or the name of a shipped file) and its text."""
+    path = Path(source)
+    try:
+        if path.is_file():
+            return str(path), path.read_text(encoding="utf-8")
+        spaces = shipped()
+        if str(source) in spaces:
+            return f"{source}.yaml", spaces[str(source)].read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8, so not YAML") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    if path.is_dir():
+        raise ConfigError(
+            f"{path}: is a folder; a YAML file, or one of the shipped spaces {', '.join(spaces)}, is needed"
+        )
+    near = _did_you_mean(str(source), spaces)
+    raise ConfigError(f"{path}: no such file, and no shipped search space (these are {', '.join(spaces)}).{near}")
+
+
+def _parse(text: str, label: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{label}{line}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{label}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `data` in place; mappings that are not there yet are made."""
+    key, sign, text = override.partition("=")
+    label = f"--set {override}"
+    parts = key.strip().split(".")
+    if not sign or not all(parts):
+        raise ConfigError(f"{label}: must read KEY=VALUE, such as search.trials=12")
+    value = _parse(text, label)
+    place: Any = data
+    for depth, part in enumerate(parts):
+        path = ".".join(parts[:depth])
+        last = depth == len(parts) - 1
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ConfigError(f"{label}: {path} is a list; {part!r} is not an index from 0 to {len(place) - 1}")
+            index: Any = int(part)
+        elif isinstance(place, dict):
+            index = part
+            if not last and place.get(part) is None:
+                place[part] = {}
+        else:
+            raise ConfigError(f"{label}: {path} is {_short(place)}, which has no keys of its own")
+        if last:
+            place[index] = value
+        else:
+            place = place[index]
+
+
+def _message(error: ValidationError, label: str, overrides: Sequence[str]) -> str:
+    """One message for what pydantic found: of several problems an unknown key first, as it often causes the others."""
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "unknown"), problems[0])
+    context = problem.get("ctx", {})
+    key = ".".join(str(part) for part in (*problem["loc"], context.get("key", "")) if part != "")
+    stage = re.match(r"layout\.stages\.(\d+)\.", key)
+    where = f"{key} (stage {int(stage[1]) + 1})" if stage else key
+    culprit = next(
+        (text for text in reversed(overrides) if (key + ".").startswith(text.split("=")[0].strip() + ".")), None
+    )
+    start = f"{label}{'' if culprit is None else f', --set {culprit}'}: "
+    if problem["type"] == "unknown":
+        known = context["known"]
+        near = _did_you_mean(context["key"], known) or _elsewhere(context["key"])
+        text = f"unknown key {where}; allowed here are {', '.join(known)}.{near}"
+    elif problem["type"] == "missing":
+        text = f"{where}: missing"
+    else:
+        value = context.get("value", problem["input"])
+        text = f"{where}: {_short(value)} is not allowed; {context.get('allowed', problem['msg'])}"
+    others = len(problems) - 1
+    return start + text + (f" (and {others} more problem{'s' if others > 1 else ''})" if others else "")
+
+
+def _did_you_mean(word: object, known: Sequence[str] | Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _elsewhere(word: str) -> str:
+    """A hint for a key that stands in the wrong section."""
+    keys = {key.rpartition(".")[2]: key for key in reversed(config_keys())}
+    near = difflib.get_close_matches(word, list(keys), n=1)
+    return f" Did you mean {keys[near[0]]!r}?" if near else ""
+
+
+def config_keys() -> list[str]:
+    """Every dotted key a study may have; ``layout.stages.N`` stands for each stage."""
+
+    def walk(section: type[BaseModel], prefix: str) -> list[str]:
+        keys: list[str] = []
+        for name, field in section.model_fields.items():
+            inner = [field.annotation, *get_args(field.annotation)]
+            sections = [item for item in inner if isinstance(item, type) and issubclass(item, BaseModel)]
+            keys.append(f"{prefix}{name}")
+            if sections:
+                keys += walk(sections[0], f"{prefix}{name}." + ("N." if field.annotation is not sections[0] else ""))
+        return keys
+
+    return walk(StudyConfig, "")
+
+
+def _short(value: object) -> str:
+    """The value as YAML readers would write it, cut to a readable length."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        value = value[0] if len(value) == 1 else list(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

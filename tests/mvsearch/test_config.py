@@ -1,0 +1,280 @@
+"""Reading a study: what is accepted, and the one message that each mistake gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mvsearch.config import DATA_SETS, ConfigError, StudyConfig, config_keys, load_config, shipped
+from mvsearch.init import write_template
+
+STUDY = """\
+layout:
+  stem_stride: 2
+  width: [16, 24]
+  stages:
+    - {blocks: C, depth: 1, dim: 1}
+    - {blocks: MA, depth: [3, 4], dim: 2, state: [4, 8]}
+    - {blocks: M, depth: 2, dim: 4}
+proxy: {learning_rate: 1e-3, train_images: 2.5e3}
+search:
+  trials: 26
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def refused(source: Path | str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(source, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "pydantic" not in message
+    return message
+
+
+def test_reads_values_and_defaults(study: Path) -> None:
+    config = load_config(study)
+    assert config.name == "study"
+    assert config.layout.width == (16, 24)
+    assert config.layout.stages[1].depth == (3, 4)
+    assert config.layout.stages[1].state == (4, 8)
+    assert config.layout.stages[1].window == (None,)
+    assert config.layout.stages[1].attention.allowed(3) == (0, 1, 2, 3)
+    assert config.proxy.learning_rate == 0.001
+    assert config.proxy.train_images == 2500
+    assert type(config.proxy.train_images) is int
+    assert config.deployed_image_size == 32
+    with pytest.raises(ValueError, match="frozen"):
+        config.name = "other"  # type: ignore[misc]
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(section: type, prefix: str = "") -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            if not field.description:
+                found.append(prefix + name)
+            for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(inner, "model_fields"):
+                    found += undocumented(inner, f"{prefix}{name}.")
+        return found
+
+    assert undocumented(StudyConfig) == []
+
+
+def test_the_reference_names_every_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "yaml.md").read_text()
+    missing = [key for key in config_keys() if f"`{key.rpartition('.')[2]}`" not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_resolved_yaml_reads_back(name: str, tmp_path: Path) -> None:
+    config = load_config(name, ["layout.stages.0.depth=[1, 2]"])
+    copy = tmp_path / "resolved.yaml"
+    copy.write_text(config.resolved_yaml())
+    assert load_config(copy) == config
+    assert yaml.safe_load(copy.read_text()) == config.resolved()
+
+
+@pytest.mark.parametrize(
+    ("form", "counts"),
+    [
+        ("{min: 1, max: 2}", (1, 2)),
+        ("{min: 1}", (1, 2, 3, 4)),
+        ("[0, 2]", (0, 2)),
+        ("2", (2,)),
+        ("{max: 9}", (0, 1, 2, 3, 4)),
+    ],
+)
+def test_forms_of_attention(study: Path, tmp_path: Path, form: str, counts: tuple[int, ...]) -> None:
+    config = load_config(study, [f"layout.stages.1.attention={form}"])
+    assert config.layout.stages[1].attention.allowed(4) == counts
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(config.resolved_yaml())
+    assert load_config(copy).layout == config.layout
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("64MB", 64e6), ("64 MiB", 64 * 2**20), ("1.5M", 1.5e6), ("1e6", 1e6), ("1.5e6", 1.5e6), ("100", 100)],
+)
+def test_units_of_budgets(study: Path, text: str, value: float) -> None:
+    assert load_config(study, [f"budgets.memory.max={text}"]).budgets.memory.max == value
+
+
+def test_overrides(study: Path) -> None:
+    config = load_config(
+        study,
+        [
+            "search.trials=12",
+            "layout.stages.1.depth=[2, 3]",
+            "timing.image_size=64",
+            "budgets.params.max=1M",
+            "name=other",
+        ],
+    )
+    assert config.search.trials == 12
+    assert config.layout.stages[1].depth == (2, 3)
+    assert config.layout.stages[1].state == (4, 8)
+    assert config.deployed_image_size == 64
+    assert config.budgets.params.max == 1e6
+    assert config.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("search.trails=3", ["search.trails", "Did you mean 'trials'?"]),
+        ("trials=3", ["unknown key trials", "Did you mean 'search.trials'?"]),
+        ("layout.stages.1.sate=3", ["layout.stages.1.sate (stage 2)", "Did you mean 'state'?"]),
+        ("layout.stages.1.attention.mx=3", ["layout.stages.1.attention.mx", "Did you mean 'max'?"]),
+        ("search.trials=0", ["search.trials: 0 is not allowed; a whole number, 1 or more"]),
+        ("search.trials=many", ["search.trials: 'many'", "a whole number"]),
+        ("search.trials=true", ["search.trials: true", "a whole number"]),
+        ("search.trials=1.5", ["search.trials: 1.5", "a whole number"]),
+        ("search.trials=[1, 2]", ["search.trials: [1, 2]", "a whole number"]),
+        ("search.hours=0", ["search.hours: 0", "null or a number above 0"]),
+        ("search=5", ["search: 5", "sampler, trials, hours"]),
+        ("search.sampler=tpr", ["search.sampler: 'tpr'", "tpe, nsga2, random", "Did you mean 'tpe'?"]),
+        ("search.seed=-1", ["search.seed: -1", "0 to"]),
+        ("objectives.quality=accuracy", ["objectives.quality: 'accuracy'", "nll, top1"]),
+        ("proxy.learning_rate=.nan", ["proxy.learning_rate", "a number above 0"]),
+        ("proxy.ema=1", ["proxy.ema: 1", "below 1"]),
+        ("proxy.data=fashion-mnist", ["proxy.data: 'fashion-mnist'", "Did you mean 'fashion_mnist'?"]),
+        ("proxy.data=folder", ["proxy.root: null", "folder"]),
+        ("proxy.warmup_epochs=9", ["proxy.warmup_epochs: 9", "proxy.epochs, 6"]),
+        ("timing.dtype=bf16", ["timing.dtype: 'bf16'", "bfloat16"]),
+        ("layout.width=[]", ["layout.width: []", "at least one"]),
+        ("layout.width=[16, 16]", ["layout.width: [16, 16]", "repeated"]),
+        ("layout.width=[16, wide]", ["layout.width: 'wide'", "1 to 8192"]),
+        ("layout.stem_stride=3", ["layout.stem_stride: 3", "4, 2, 1"]),
+        ("layout.downsample=[2]", ["layout.downsample: [2]", "2 strides"]),
+        ("layout.stages=[]", ["layout.stages: []", "one to four"]),
+        ("layout.stages.0.dim=2", ["layout.stages.0.dim (stage 1): 2", "layout.width"]),
+        ("layout.stages.0.state=8", ["layout.stages.0.state (stage 1): 8", "remove it"]),
+        ("layout.stages.2.flips=1", ["layout.stages.2.flips (stage 3): 1", "MA"]),
+        ("layout.stages.1.blocks=MX", ["'MX'", "C (conv)"]),
+        ("layout.stages.1.depth=21", ["layout.stages.1.depth (stage 2): 21", "at most 20"]),
+        ("layout.stages.1.attention={min: 3, max: 2}", ["layout.stages.1.attention", "empty"]),
+        ("layout.stages.1.attention={min: 4}", ["layout.stages.1.attention", "at most 3, the shortest depth"]),
+        ("layout.stages.1.placement=lst", ["'lst'", "Did you mean 'last'?"]),
+        ("budgets.params={min: 3, max: 2}", ["budgets.params", "empty"]),
+        ("budgets.memory.max=64XB", ["budgets.memory.max: '64XB'", "64MB"]),
+        ("name=../escape", ["name: '../escape'", "letters"]),
+        ("name=..", ["name: '..'"]),
+        ("name=a/b", ["name: 'a/b'"]),
+        ("name=.hidden", ["name: '.hidden'"]),
+        (f"name={'x' * 65}", ["64 letters"]),
+        ("search.trials", ["KEY=VALUE"]),
+        ("search..trials=1", ["KEY=VALUE"]),
+        ("layout.stages.7.depth=1", ["layout.stages is a list", "from 0 to 2"]),
+        ("layout.stages.x.depth=1", ["layout.stages is a list", "'x'"]),
+        ("search.trials.more=1", ["search.trials is 26"]),
+        ("search.trials=[1", ["--set search.trials=[1", "not YAML"]),
+    ],
+)
+def test_bad_values(study: Path, override: str, parts: list[str]) -> None:
+    message = refused(study, override)
+    assert f"--set {override.split('=')[0]}" in message or "proxy.root" in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["empty"]),
+        ("- layout", ["mapping"]),
+        ("just words", ["mapping"]),
+        ("name: x\nlayout: [1\n", ["line 3", "not YAML"]),
+        ("name: x\nname: y\n", ["line 2", "'name' stands twice"]),
+        ("name: x\nsearch: {trials: 1, trials: 2}\n", ["line 2", "'trials' stands twice"]),
+        ("x: !!python/object/apply:os.system [true]\n", ["not YAML"]),
+        ("name: x\n", ["layout: missing"]),
+        ("layout: {width: 16, stages: [{blocks: M, dim: 1}]}\n", ["layout.stages.0.depth (stage 1): missing"]),
+        ("layuot: {}\n", ["unknown key layuot", "Did you mean 'layout'?"]),
+        ("layout: {width: 0, stages: []}\nsearch: {trails: 3}\n", ["unknown key search.trails", "and 2 more problems"]),
+        ("name: 5\nlayout: {width: 16, stages: [{blocks: M, dim: 1, depth: 1}]}\n", ["name: 5"]),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    message = refused(path)
+    assert message.startswith(str(path))
+    for part in parts:
+        assert part in message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "Did you mean 'stagewise'?" in refused("stagwise")
+    assert "no such file" in refused(tmp_path / "none.yaml")
+    assert "folder" in refused(tmp_path)
+    binary = tmp_path / "weights.yaml"
+    binary.write_bytes(b"\xff\xfe\x80")
+    assert "not a text file" in refused(binary)
+
+
+def test_a_file_named_like_a_shipped_space_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("stagewise").layout.width == (12, 16, 20, 24)
+    Path("stagewise").write_text(STUDY)
+    assert load_config("stagewise").layout.width == (16, 24)
+
+
+def test_names_of_data_sets_are_those_of_the_library() -> None:
+    from mambavision.data import DATA_SETS as library
+
+    assert sorted(DATA_SETS) == sorted(library)
+
+
+# -- mvsearch init -----------------------------------------------------------------------------------------------------
+
+
+def image_folder(root: Path, *classes: str) -> Path:
+    for name in classes:
+        (root / name).mkdir(parents=True)
+    return root
+
+
+def test_template_is_a_study(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / 'my "cats": {x} & dogs', "cat", "dog", ".cache")
+    path = write_template(data, tmp_path / "mine.yaml")
+    config = load_config(path)
+    assert config.proxy.data == "folder"
+    assert config.proxy.root == str(data)
+    assert "2 classes: cat, dog " in path.read_text()
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_template_of_a_split_folder_with_a_number_for_a_name(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "2024", "train/a", "train/b", "train/c", "val/a")
+    path = write_template(data, tmp_path / "new" / "mine.yaml")
+    assert load_config(path).name == "2024"
+    assert "3 classes: a, b, c" in path.read_text()
+
+
+def test_template_overwrites_nothing(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", "a", "b")
+    out = tmp_path / "mine.yaml"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        write_template(data, out)
+    assert out.read_text() == "mine"
+
+
+def test_template_needs_classes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a folder"):
+        write_template(tmp_path / "none", tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match="only 'a'"):
+        write_template(image_folder(tmp_path / "data", "a"), tmp_path / "mine.yaml")
+    assert not (tmp_path / "mine.yaml").exists()
