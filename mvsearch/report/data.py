@@ -1,0 +1,448 @@
+"""What a report says, as plain frozen values, and the tables trials.csv and front.csv."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mambavision.layout import LETTERS
+from mvsearch.front import PICKS, Point, complete_records, front_records, pick, point_of
+from mvsearch.ledger import write_atomic
+from mvsearch.record import FAILED, PARTIAL, TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyData:
+    """Everything that a report reads.
+
+    Attributes:
+        name: the study's name.
+        records: one for each layout, in any order.
+        config: the resolved YAML as plain data.
+        environment: what the study ran on, as plain data. ``device``, ``scan`` and ``command`` are read from it;
+            everything in it is shown.
+        reference_point: (quality, log2 ratio) from which hypervolume is measured.
+        reference_key: key of the layout that throughput is a ratio to.
+        classes: classes of the data set.
+        started: Unix time of the first evaluation, seconds.
+        ended: Unix time of the last evaluation, seconds.
+        workers: how many workers trained at once.
+    """
+
+    name: str
+    records: list[TrialRecord]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    reference_point: tuple[float, float]
+    reference_key: str
+    classes: int
+    started: float
+    ended: float
+    workers: int = 1
+
+    def setting(self, *path: str, default: Any = None) -> Any:
+        """A value of the config, e.g. ``study.setting("proxy", "epochs")``; the default where it is absent."""
+        value: Any = self.config
+        for name in path:
+            if not isinstance(value, Mapping) or name not in value:
+                return default
+            value = value[name]
+        return value
+
+    @property
+    def measure(self) -> str:
+        """The study's quality measure, ``"nll"`` or ``"top1"``."""
+        return "top1" if self.setting("objectives", "quality") == "top1" else "nll"
+
+    @cached_property
+    def complete(self) -> list[TrialRecord]:
+        """Layouts timed, and trained in full with every seed."""
+        return complete_records(self.records, self.measure)
+
+    @cached_property
+    def baselines(self) -> list[TrialRecord]:
+        """Complete hand-made layouts."""
+        return [record for record in self.complete if record.baseline]
+
+    @cached_property
+    def front(self) -> list[TrialRecord]:
+        """Complete layouts that no other dominates, slowest first."""
+        return front_records(self.records, self.measure)
+
+    @cached_property
+    def facts(self) -> list[tuple[TrialRecord, list[StageFacts]]]:
+        """Complete layouts with the facts of their stages."""
+        return [(record, stage_facts(record.layout)) for record in self.complete]
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        """Layouts whose trial ended as FAIL."""
+        return [record for record in self.records if record.state == FAILED]
+
+    @property
+    def partial(self) -> list[TrialRecord]:
+        """Layouts still on their way."""
+        return [record for record in self.records if record.state == PARTIAL]
+
+    @property
+    def seeds(self) -> int:
+        """Trainings behind the least trained complete layout; what the config asks for where none is complete."""
+        asked = self.setting("proxy", "seeds", default=1)
+        return min((len(record.seeds) for record in self.complete), default=asked if isinstance(asked, int) else 1)
+
+    @property
+    def scan(self) -> str:
+        """The scan path that was timed, as the timings (else the environment) say it."""
+        paths = {
+            str(line.values["scan"]) for record in self.records for line in record.evaluations if "scan" in line.values
+        }
+        return ", ".join(sorted(paths)) or str(self.environment.get("scan", "unknown"))
+
+    @property
+    def device(self) -> str:
+        """The device that was timed, as the environment (else the timings) say it."""
+        named = self.environment.get("device")
+        lines = {line.device for record in self.records for line in record.evaluations if line.what == "time"}
+        return str(named or ", ".join(sorted(filter(None, lines))) or "unknown device")
+
+    @property
+    def on_cpu(self) -> bool:
+        """True if throughput was timed on a CPU."""
+        lines = {line.device for record in self.records for line in record.evaluations if line.what == "time"}
+        return all(device.lower().startswith("cpu") for device in filter(None, lines or {self.device}))
+
+
+# -- what the first screen says ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Margin:
+    """One layout against the hand-made ones; quality and throughput in the units of `Point`.
+
+    Attributes:
+        at_speed: the best hand-made layout that is at least as fast; None if there is none.
+        at_quality: the fastest hand-made layout that is at least as good; None if there is none.
+    """
+
+    at_speed: TrialRecord | None
+    at_quality: TrialRecord | None
+
+
+def margin(record: TrialRecord, baselines: Iterable[TrialRecord], measure: str) -> Margin:
+    """What hand-made layouts reach at the record's speed or faster, and at its quality or better."""
+    own = point_of(record, measure)
+    others = [(other, point) for other in baselines if (point := point_of(other, measure))]
+    if own is None:
+        return Margin(None, None)
+    fast = [pair for pair in others if pair[1].throughput >= own.throughput]
+    good = [pair for pair in others if pair[1].quality >= own.quality]
+    at_speed = max(fast, key=lambda pair: pair[1].quality, default=None)
+    at_quality = max(good, key=lambda pair: pair[1].throughput, default=None)
+    return Margin(at_speed and at_speed[0], at_quality and at_quality[0])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the front offers in place of one hand-made layout; the same layout where it offers nothing better.
+
+    Attributes:
+        baseline: the hand-made layout.
+        better: the best member of the front that is at least as fast as it.
+        faster: the fastest member of the front that is at least as good as it.
+    """
+
+    baseline: TrialRecord
+    better: TrialRecord
+    faster: TrialRecord
+
+
+def gains(study: StudyData) -> list[Gain]:
+    """One for each complete hand-made layout, slowest first. Every one is met or beaten by the front, by definition."""
+    found = []
+    members = [(record, point) for record in study.front if (point := point_of(record, study.measure))]
+    for baseline in sorted(study.baselines, key=lambda record: record.ratio or 0.0):
+        own = point_of(baseline, study.measure)
+        if own is None:
+            continue
+        fast = [pair for pair in members if pair[1].throughput >= own.throughput]
+        good = [pair for pair in members if pair[1].quality >= own.quality]
+        better = max(fast, key=lambda pair: pair[1].quality)
+        faster = max(good, key=lambda pair: pair[1].throughput)
+        found.append(Gain(baseline, better[0], faster[0]))
+    return found
+
+
+def picks(study: StudyData) -> dict[str, TrialRecord]:
+    """The knee, the fastest and the most accurate member of the front; empty where no layout is complete."""
+    by_point: dict[Point, TrialRecord] = {}
+    for record in study.front:
+        point = point_of(record, study.measure)
+        if point:
+            by_point[point] = record
+    return {which: by_point[pick(list(by_point), which)] for which in PICKS} if by_point else {}
+
+
+def pooled_se(records: Sequence[TrialRecord], measure: str) -> float | None:
+    """Standard error of a layout's mean over seeds, pooled over layouts: steadier than one from two seeds.
+
+    The variance between seeds is averaged over the layouts, weighted by their degrees of freedom, and divided by the
+    smallest number of seeds. None where no layout has two seeds.
+    """
+    pairs = [(se, len(r.seeds)) for r in records if (se := r.quality_se(measure)) is not None and len(r.seeds) > 1]
+    if not pairs:
+        return None
+    variance = sum(se**2 * n * (n - 1) for se, n in pairs) / sum(n - 1 for _, n in pairs)
+    return math.sqrt(variance / min(n for _, n in pairs))
+
+
+def validation_images(study: StudyData) -> int | None:
+    """Images that a layout's quality was measured on, as the trainings (else the config) say it."""
+    for record in study.records:
+        for line in record.evaluations:
+            if line.values.get("val_images"):
+                return int(line.values["val_images"])
+    asked = study.setting("proxy", "val_images")
+    return asked if isinstance(asked, int) else None
+
+
+@dataclass(frozen=True)
+class Reordering:
+    """Where top-1 and NLL disagree.
+
+    Attributes:
+        gained: layouts on the front by the other measure only.
+        lost: layouts on the front by the study's measure only.
+        pairs: pairs of front members (of either measure) that both measures order.
+        swapped: how many of them the two measures order differently.
+    """
+
+    gained: tuple[TrialRecord, ...] = ()
+    lost: tuple[TrialRecord, ...] = ()
+    pairs: int = 0
+    swapped: int = 0
+
+
+def reordering(study: StudyData) -> Reordering:
+    """Compare the front by the study's measure with the front by the other one."""
+    other = "nll" if study.measure == "top1" else "top1"
+    own_front, other_front = study.front, front_records(study.complete, other)
+    own_keys, other_keys = {r.key for r in own_front}, {r.key for r in other_front}
+    gained = tuple(r for r in other_front if r.key not in own_keys)
+    members = [r for r in [*own_front, *gained] if r.nll is not None and r.top1 is not None]
+    pairs = swapped = 0
+    for position, first in enumerate(members):
+        for second in members[position + 1 :]:
+            by_nll = (second.nll or 0.0) - (first.nll or 0.0)
+            by_top1 = (first.top1 or 0.0) - (second.top1 or 0.0)
+            pairs += by_nll != 0 and by_top1 != 0
+            swapped += by_nll * by_top1 < 0
+    return Reordering(gained, tuple(r for r in own_front if r.key not in other_keys), pairs, swapped)
+
+
+# -- the stages of a layout ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What the order of one stage's blocks says, counted from 1.
+
+    Attributes:
+        number: the stage, from 1.
+        blocks: its letters.
+        dim: channels.
+        state: SSM state size; None where no block scans.
+        share: blocks with attention over all blocks, 0 to 1.
+        placement: name of the order, see `placement`.
+        centre: mean position of the attention blocks, 0 (first block) to 1 (last); None without any, and in a stage
+            of one block.
+        hybrid: False for a convolutional stage.
+    """
+
+    number: int
+    blocks: str
+    dim: int
+    state: int | None
+    share: float
+    placement: str
+    centre: float | None
+    hybrid: bool = field(default=True)
+
+
+ALL_SCAN, ALL_ATTENTION = "all Mamba", "all attention"
+PLACEMENTS = (ALL_SCAN, "last", "first", "alternating", "middle", "both ends", "mixed", ALL_ATTENTION)
+
+
+def placement(attends: Sequence[bool]) -> str:
+    """Name of an order of blocks.
+
+    ``"all Mamba"`` and ``"all attention"``; ``"last"`` and ``"first"`` (all attention blocks in one run at that end);
+    ``"alternating"`` (no two neighbours alike, at least three blocks); ``"middle"`` (one run that touches neither end);
+    ``"both ends"`` (one run of Mamba that touches neither end); else ``"mixed"``.
+
+    Args:
+        attends: True for each block with attention, in order; at least one block.
+    """
+    if all(attends):
+        return ALL_ATTENTION
+    if not any(attends):
+        return ALL_SCAN
+    changes = sum(a != b for a, b in itertools.pairwise(attends))
+    if changes == 1:
+        return "last" if attends[-1] else "first"
+    if changes == len(attends) - 1:
+        return "alternating"
+    if changes == 2:
+        return "both ends" if attends[0] else "middle"
+    return "mixed"
+
+
+def stage_facts(layout: Mapping[str, Any]) -> list[StageFacts]:
+    """The facts of every stage of a layout's plain data."""
+    facts = []
+    for number, stage in enumerate(layout["stages"], start=1):
+        kinds = [LETTERS.get(letter) for letter in stage["blocks"]]
+        attends = [kind is not None and kind.attends for kind in kinds]
+        at = [i for i, yes in enumerate(attends) if yes]
+        facts.append(
+            StageFacts(
+                number=number,
+                blocks=stage["blocks"],
+                dim=stage["dim"],
+                state=stage.get("state", 8) if any(kind and kind.scans for kind in kinds) else None,
+                share=len(at) / len(attends),
+                placement=placement(attends),
+                centre=sum(at) / len(at) / (len(attends) - 1) if at and len(attends) > 1 else None,
+                hybrid=all(kind is None or kind.mixes_tokens for kind in kinds),
+            )
+        )
+    return facts
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+_COUNTS = ("params", "macs", "macs_attention", "macs_scan", "memory")
+
+
+def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.DataFrame:
+    """One row a layout, by trial number; what was not measured is missing.
+
+    Args:
+        records: of one study.
+        measure: quality by which ``on_front`` is decided, ``"nll"`` or ``"top1"``.
+
+    Returns:
+        The columns of trials.csv. ``top1`` is 0 to 1, ``nll`` in nats, ``memory`` in bytes, ``macs`` for one image,
+        ``started`` and ``ended`` in Unix seconds; ``windows`` and ``reference_windows`` are the raw timing windows in
+        img/s, ``seeds`` the seeds, joined by ``;``. Of each stage k: ``stagek_blocks``, ``stagek_attention_share`` (0
+        to 1), ``stagek_state`` (missing where nothing scans), ``stagek_dim``, ``stagek_depth``.
+    """
+    import pandas as pd
+
+    ordered = sorted(records, key=lambda record: record.number)
+    on_front = {record.key for record in front_records(ordered, measure)}
+    depth = max((len(record.layout["stages"]) for record in ordered), default=0)
+    rows = []
+    for record in ordered:
+        row: dict[str, Any] = {
+            "number": record.number,
+            "key": record.key,
+            "pattern": record.pattern,
+            "state": record.state,
+            "baseline": record.baseline,
+            "on_front": record.key in on_front,
+        }
+        row |= {name: getattr(record, name) for name in _COUNTS}
+        row |= {name: getattr(record, name) for name in ("nll", "nll_se", "top1", "top1_se")}
+        row |= {name: getattr(record, name) for name in ("images_per_second", "ratio", "ratio_iqr")}
+        row |= {name: getattr(record, name) for name in ("epochs", "images_seen", "train_seconds")}
+        row["seeds"] = _joined(record.seeds)
+        facts = {fact.number: fact for fact in stage_facts(record.layout)}
+        for number in range(1, depth + 1):
+            fact = facts.get(number)
+            row |= {
+                f"stage{number}_blocks": fact and fact.blocks,
+                f"stage{number}_attention_share": None if fact is None else fact.share,
+                f"stage{number}_state": fact and fact.state,
+                f"stage{number}_dim": fact and fact.dim,
+                f"stage{number}_depth": fact and len(fact.blocks),
+            }
+        row |= {"windows": _joined(record.windows), "reference_windows": _joined(record.reference_windows)}
+        row |= {"started": record.started, "ended": record.ended, "reason": record.reason}
+        row["layout"] = json.dumps(record.layout)
+        rows.append(row)
+    columns = list(rows[0]) if rows else ["number", "key", "pattern", "state", "on_front", "ratio", "nll", "top1"]
+    table = pd.DataFrame(rows, columns=columns)
+    whole = [
+        *_COUNTS,
+        *(f"stage{number}_{what}" for number in range(1, depth + 1) for what in ("state", "dim", "depth")),
+    ]
+    return table.astype({name: "Int64" for name in whole if name in table})
+
+
+def front_table(study: StudyData) -> pd.DataFrame:
+    """The front, slowest first, with what it gains over the hand-made layouts.
+
+    Returns:
+        The columns of front.csv: those of trials.csv without timings and state, then ``top1_gain`` and ``nll_gain``
+        (positive is better) over ``gain_over``, the best hand-made layout that is at least as fast, and ``speed_gain``
+        (a factor) over ``speed_gain_over``, the fastest hand-made layout that is at least as good; missing where there
+        is none.
+    """
+    import pandas as pd
+
+    trials = trials_table(study.records, study.measure).set_index("key", drop=False)
+    front = study.front
+    left_out = {"state", "on_front", "windows", "reference_windows", "reason", "layout", "started", "ended"}
+    table = trials.loc[[record.key for record in front], [c for c in trials.columns if c not in left_out]].copy()
+    margins = pd.DataFrame([_margin_row(study, record) for record in front], columns=list(_MARGIN), index=table.index)
+    table = table.join(margins)
+    table["layout"] = [json.dumps(record.layout) for record in front]
+    return table.reset_index(drop=True)
+
+
+_MARGIN = ("top1_gain", "nll_gain", "gain_over", "speed_gain", "speed_gain_over")
+
+
+def _margin_row(study: StudyData, record: TrialRecord) -> dict[str, float | str | None]:
+    found = margin(record, study.baselines, study.measure)
+    row: dict[str, float | str | None] = dict.fromkeys(_MARGIN)
+    if found.at_speed is not None:
+        row["top1_gain"] = _minus(record.top1, found.at_speed.top1)
+        row["nll_gain"] = _minus(found.at_speed.nll, record.nll)
+        row["gain_over"] = found.at_speed.baseline
+    if found.at_quality is not None and found.at_quality.ratio and record.ratio:
+        row["speed_gain"] = record.ratio / found.at_quality.ratio
+        row["speed_gain_over"] = found.at_quality.baseline
+    return row
+
+
+def write_tables(study: StudyData, folder: str | Path) -> None:
+    """Write ``trials.csv`` and ``front.csv``; numbers in full, so that the front can be recomputed from the first.
+
+    Args:
+        study: what to write.
+        folder: an existing folder; files of these names in it are replaced as a whole.
+
+    Raises:
+        OSError: if a file cannot be written; nothing is left half-written.
+    """
+    trials = trials_table(study.records, study.measure)
+    write_atomic(Path(folder) / "trials.csv", trials.to_csv(index=False, lineterminator="\n"))
+    write_atomic(Path(folder) / "front.csv", front_table(study).to_csv(index=False, lineterminator="\n"))
+
+
+def _joined(values: Iterable[float]) -> str:
+    return ";".join(repr(value) for value in values)
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other

@@ -1,0 +1,477 @@
+"""Data → plotly figures. Backgrounds are transparent and greys readable on white and on black."""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mvsearch.front import hypervolume_history
+from mvsearch.record import TrialRecord
+from mvsearch.report.data import StudyData, picks
+from mvsearch.report.ratio import FACTORS, NOT_ENOUGH, Comparison, Effect, Slope, compare, hybrid_stages
+from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
+from mvsearch.strip import hover_strip
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+ACCENT = "#0072B2"
+GREY = "#8A8F98"
+PALE = "rgba(138,143,152,0.45)"
+GRID = "rgba(138,143,152,0.25)"
+TEXT = "#737373"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FACTOR_TITLES = {"share": "attention share", "placement": "placement of attention", "state": "state size"}
+_DECADE = (1, 1.5, 2, 3, 5, 7)
+_STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
+
+
+def figures(study: StudyData) -> dict[str, Figure]:
+    """All figures of a report by name, each with its title, so that it can stand alone.
+
+    ``front`` (top-1 on the axis), ``front_nll``, ``ratio`` (one row a stage and factor; quality left, throughput
+    right), ``ratio_stageK_FACTOR_OUTCOME`` for each part of it, and ``hypervolume``. Those that a study has no data for
+    are left out.
+    """
+    made = page_figures(study)
+    comparisons = ratio_comparisons(study)
+    if comparisons:
+        made["ratio"] = ratio_figure(study, comparisons)
+    return made
+
+
+def page_figures(study: StudyData) -> dict[str, Figure]:
+    """`figures` without ``ratio``: a page shows its parts, which a phone can stack."""
+    made: dict[str, Figure] = {}
+    if not study.complete:
+        return made
+    made["front"] = front_figure(study, "top1")
+    made["front_nll"] = front_figure(study, "nll")
+    for one in ratio_comparisons(study):
+        made[ratio_name(one)] = ratio_figure(study, [one])
+    made["hypervolume"] = hypervolume_figure(study)
+    return made
+
+
+def ratio_name(comparison: Comparison) -> str:
+    """Name of a comparison's figure, e.g. ``"ratio_stage2_share_nll"``."""
+    return f"ratio_stage{comparison.stage}_{comparison.factor}_{comparison.outcome}"
+
+
+def ratio_comparisons(study: StudyData) -> list[Comparison]:
+    """For each hybrid stage and each factor that varies in it: the comparison of quality, then of throughput."""
+    found = []
+    for stage in hybrid_stages(study):
+        for name in FACTORS:
+            pair = [compare(study, stage, name, outcome) for outcome in (study.measure, "throughput")]
+            if len(pair[0].effects) > 1:
+                found += pair
+    return found
+
+
+def front_title(study: StudyData) -> str:
+    """What was timed on what, and on a CPU what that does to the front."""
+    title = f"Accuracy against throughput, {study.scan} scan path timed on {study.device}"
+    if study.on_cpu:
+        title += "; on a CPU the scan is a Python loop, so this front favours attention for a kernel’s reason"
+    return title
+
+
+def reference_speed(study: StudyData) -> float | None:
+    """Throughput of the reference layout in img/s: the median of what the ratios imply; None without timings."""
+    implied = [r.images_per_second / r.ratio for r in study.complete if r.images_per_second and r.ratio]
+    return statistics.median(implied) if implied else None
+
+
+def hover(record: TrialRecord) -> str:
+    """What the pointer shows of a layout: strip, widths and states, numbers."""
+    name = f"Trial {record.number}" + (f" · {html.escape(record.baseline)}" if record.baseline else "")
+    top1 = with_error(record.top1, record.top1_se, 2)
+    nll = fixed(record.nll, 4) + (f" ± {record.nll_se:.4f}" if record.nll_se is not None else "")
+    iqr = f", IQR {100 * record.ratio_iqr:.1f} %" if record.ratio_iqr is not None else ""
+    seeds = plural(len(record.seeds), "seed")
+    return "<br>".join(
+        (
+            f"<b>{name}</b>",
+            hover_strip(record.layout),
+            f"top-1 {top1} · NLL {nll} ({seeds})",
+            f"{factor(record.ratio)} · {count(record.images_per_second)} img/s{iqr}",
+            f"{scaled(record.params)} parameters · {scaled(record.macs)} MACs",
+        )
+    )
+
+
+def front_figure(study: StudyData, axis: str) -> Figure:
+    """The front with quality on the vertical axis and throughput, logarithmic, on the other.
+
+    Args:
+        study: at least one complete layout.
+        axis: ``"top1"`` or ``"nll"`` on the vertical axis. Which layouts are members does not depend on it.
+    """
+    import plotly.graph_objects as go
+
+    front = study.front
+    members = {record.key for record in front}
+    rest = [r for r in study.complete if r.key not in members and not r.baseline]
+    figure = go.Figure(layout=_layout(front_title(study), height=540))
+    # Two lines, because a title that stands alone cannot wrap.
+    title = html.escape(front_title(study)).replace("; on a CPU", ";<br>on a CPU")
+    figure.update_layout(title_text=title, title_y=0.98, title_yanchor="top", margin_t=72)
+
+    def y(record: TrialRecord) -> float | None:
+        return record.nll if axis == "nll" else None if record.top1 is None else 100 * record.top1
+
+    def markers(records: Sequence[TrialRecord], name: str, marker: dict[str, Any], bars: str) -> None:
+        errors = [record.nll_se if axis == "nll" else 100 * (record.top1_se or 0) for record in records]
+        thin = {"thickness": 1, "width": 0, "color": bars}
+        figure.add_scatter(
+            x=[record.ratio for record in records],
+            y=[y(record) for record in records],
+            error_x={"type": "data", "array": [(r.ratio or 0) * (r.ratio_iqr or 0) / 2 for r in records], **thin},
+            error_y={"type": "data", "array": errors, "visible": study.seeds > 1, **thin},
+            mode="markers",
+            marker=marker,
+            name=name,
+            hovertext=[hover(record) for record in records],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+
+    # Bars of a thousand dominated layouts would hide the front; theirs stay in the hover.
+    figure.add_scatter(
+        x=[record.ratio for record in rest],
+        y=[y(record) for record in rest],
+        mode="markers",
+        marker={"color": PALE, "size": 7},
+        name="dominated",
+        hovertext=[hover(record) for record in rest],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[record.ratio for record in front],
+        y=[y(record) for record in front],
+        mode="lines",
+        line={"shape": "vh", "color": ACCENT, "width": 1.5},
+        hoverinfo="skip",
+        name="front",
+    )
+    markers(front, "on the front", {"color": ACCENT, "size": 10}, ACCENT)
+    hollow = {"color": TEXT, "size": 14, "symbol": "circle-open", "line": {"width": 1.5}}
+    markers(study.baselines, "hand-made", hollow, TEXT)
+
+    shown = [(r.ratio, value) for r in [*front, *study.baselines] if r.ratio and (value := y(r)) is not None]
+    others = sorted(value for r in rest if (value := y(r)) is not None)
+    # The worst twentieth of the dominated layouts may lie outside, so that they do not squeeze the front.
+    edge = [others[len(others) // 20 if axis == "top1" else -1 - len(others) // 20]] if others else []
+    values = [value for _, value in shown] + edge + (others[-1:] if axis == "top1" else others[:1])
+    ratios = [r.ratio for r in study.complete if r.ratio]
+    low, high = _padded(min(values), max(values), 0.08)
+    left, right = _stretched(min(ratios), max(ratios))
+    bottom, top = (high, low) if axis == "nll" else (low, high)
+    _label_points(figure, study, y, (left, right, bottom, top))
+    ticks, labels = _ratio_ticks(left, right, reference_speed(study))
+    batch = study.setting("timing", "batch_size", default="unknown")
+    figure.update_xaxes(
+        type="log",
+        range=[_log10(left), _log10(right)],
+        tickvals=ticks,
+        ticktext=labels,
+        title_text="Throughput: × the reference, and img/s (log scale)<br>"
+        f"{html.escape(study.device)}<br>{html.escape(study.scan)} scan, batch {batch}",
+    )
+    figure.update_yaxes(
+        range=[bottom, top],
+        title_text="Validation NLL (nats, up is better)" if axis == "nll" else "Validation top-1 (%)",
+    )
+    return figure
+
+
+def ratio_figure(study: StudyData, comparisons: Sequence[Comparison]) -> Figure:
+    """Kinds of a stage against the average layout of equal width: a dot and its 95 % interval, quality and throughput.
+
+    Args:
+        study: where the comparisons come from.
+        comparisons: one alone, or pairs of (quality, throughput) as `ratio_comparisons` gives them, two to a row.
+    """
+    from plotly.subplots import make_subplots
+
+    columns = 1 if len(comparisons) == 1 else 2
+    rows = [comparisons[i : i + columns] for i in range(0, len(comparisons), columns)]
+    heights = [len(row[0].effects) for row in rows]
+    height = (48 + 30 * sum(heights) + 100 * (len(rows) - 1) + 146) if columns == 2 else 92 + 30 * heights[0]
+    spare = height - 146 if columns == 2 else height
+    figure = make_subplots(
+        rows=len(rows),
+        cols=columns,
+        shared_yaxes=columns == 2,
+        horizontal_spacing=0.06,
+        vertical_spacing=min(100 / spare, 0.9 / max(1, len(rows) - 1)) if len(rows) > 1 else 0.0,
+        row_heights=heights,
+        subplot_titles=[] if columns == 1 else [_ratio_heading(one) for row in rows for one in row],
+    )
+    title = _ratio_heading(comparisons[0]) if columns == 1 else "What share, place and state do at equal width"
+    figure.update_layout(_layout(title, height=round(height)))
+    if columns == 2:
+        figure.update_layout(margin_t=84, title_y=0.995, title_yanchor="top")
+        figure.update_annotations(font_size=13)
+    for row, pair in enumerate(rows, start=1):
+        for column, one in enumerate(pair, start=1):
+            _add_comparison(figure, one, row, column)
+    return figure
+
+
+def hypervolume_figure(study: StudyData) -> Figure:
+    """Hypervolume after each complete layout, as a multiple of the hand-made layouts' (else in its own unit)."""
+    import plotly.graph_objects as go
+
+    steps = hypervolume_history(study.records, study.reference_point, study.measure)
+    relative = bool(steps) and steps[-1].multiple is not None
+    figure = go.Figure(layout=_layout("Hypervolume over trials", height=320))
+    figure.add_scatter(
+        x=[step.complete for step in steps],
+        y=[step.multiple if relative else step.hypervolume for step in steps],
+        mode="lines",
+        line={"shape": "hv", "color": ACCENT, "width": 2},
+        hovertext=[f"after {plural(s.complete, 'layout')} (trial {s.number})" for s in steps],
+        hovertemplate="%{hovertext}: %{y:.3f}<extra></extra>",
+    )
+    if relative:
+        figure.add_hline(y=1, line={"color": GREY, "width": 1, "dash": "dot"})
+        figure.add_annotation(
+            x=1, xref="paper", y=1, text="hand-made layouts = 1", showarrow=False, xanchor="right", yanchor="bottom"
+        )
+    unit = "nats × octaves" if study.measure == "nll" else "top-1 × octaves"
+    figure.update_xaxes(title_text="Layouts complete", rangemode="tozero")
+    figure.update_yaxes(
+        title_text="Hypervolume<br>(× the hand-made layouts’)" if relative else f"Hypervolume ({unit})",
+        rangemode="tozero",
+    )
+    return figure
+
+
+# -- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _layout(title: str, height: int) -> dict[str, Any]:
+    axis = {
+        "gridcolor": GRID,
+        "zeroline": False,
+        "linecolor": GRID,
+        "automargin": True,
+        "tickangle": 0,
+        "title": {"standoff": 12, "font": {"size": 13}},
+    }
+    return {
+        "template": None,
+        "title": {"text": html.escape(title), "x": 0, "xref": "paper", "font": {"size": 15}},
+        "height": height,
+        "margin": {"l": 10, "r": 16, "t": 48, "b": 10},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 13, "color": TEXT},
+        "showlegend": False,
+        "xaxis": axis,
+        "yaxis": axis,
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "#16181D", "bordercolor": "#3A3F47", "font": {"color": "#F2F3F5", "family": FONT}},
+        "dragmode": "zoom",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(138,143,152,0.6)", "activecolor": ACCENT},
+    }
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _ratio_heading(one: Comparison) -> str:
+    outcome = {"nll": "NLL", "top1": "top-1", "throughput": "throughput"}[one.outcome]
+    return f"Stage {one.stage}: {outcome} by {FACTOR_TITLES[one.factor]}"
+
+
+def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> None:
+    labels = [f"{effect.label} (n = {effect.trials})" for effect in one.effects]
+    scale = functools.partial(_displayed, outcome=one.outcome)
+    known: list[tuple[str, float, float, float, Effect]] = []
+    for label, e in zip(labels, one.effects, strict=True):
+        if e.value is not None and e.low is not None and e.high is not None:
+            low, high = sorted((scale(e.low), scale(e.high)))
+            known.append((label, scale(e.value), low, high, e))
+    # All rows first, so that the order of the categories does not depend on which of them are known.
+    origin = [scale(0.0)] * len(labels)
+    figure.add_scatter(x=origin, y=labels, mode="markers", marker={"opacity": 0}, hoverinfo="skip", row=row, col=column)
+    figure.add_scatter(
+        x=[value for _, value, _, _, _ in known],
+        y=[label for label, *_ in known],
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [high - value for _, value, _, high, _ in known],
+            "arrayminus": [value - low for _, value, low, _, _ in known],
+            "thickness": 1.5,
+            "width": 0,
+            "color": GREY,
+        },
+        mode="markers",
+        marker={"color": [ACCENT if e.clear else GREY for *_, e in known], "size": 10},
+        hovertext=[f"{html.escape(label)}: {html.escape(effect_words(e, one.outcome))}" for label, *_, e in known],
+        hovertemplate="%{hovertext}<extra></extra>",
+        row=row,
+        col=column,
+    )
+    where = {"row": row, "col": column}
+    for label, effect in zip(labels, one.effects, strict=True):
+        if effect.value is None:
+            figure.add_annotation(
+                x=_axis(scale(0.0), one), y=label, text=f"<i>{NOT_ENOUGH}</i>", showarrow=False, **where
+            )
+    ends = [end for _, _, low, high, _ in known for end in (low, high)]
+    low, high = min([scale(0.0), *ends]), max([scale(0.0), *ends])
+    title = {
+        "nll": "NLL difference (nats; better →)",
+        "top1": "Top-1 difference (points)",
+        "throughput": "Throughput (× the average)",
+    }[one.outcome]
+    if one.outcome == "throughput":
+        left, right = _stretched(low, high) if ends else (0.5, 2.0)
+        ticks, names = _ratio_ticks(left, right, None, most=5)
+        figure.update_xaxes(type="log", range=[_log10(left), _log10(right)], tickvals=ticks, ticktext=names, **where)
+    else:
+        span = _padded(low, high, 0.08) if ends else (-1.0, 1.0)
+        span = span[::-1] if one.outcome == "nll" else span
+        figure.update_xaxes(range=span, showticklabels=bool(ends), nticks=5, **where)
+    figure.add_vline(x=scale(0.0), line={"color": GREY, "width": 1, "dash": "dot"}, **where)
+    figure.update_xaxes(
+        title_text=title,
+        title_standoff=8,
+        title_font_size=13,
+        tickangle=0,
+        gridcolor=GRID,
+        zeroline=False,
+        automargin=True,
+        **where,
+    )
+    figure.update_yaxes(autorange="reversed", gridcolor=GRID, automargin=True, ticksuffix="  ", **where)
+
+
+def effect_words(effect: Effect | Slope, outcome: str) -> str:
+    """An effect and its interval in words, e.g. ``"1.120× (1.050× to 1.200×)"``; `NOT_ENOUGH` without them.
+
+    NLL is given as itself, so that a lower one is better.
+    """
+    if effect.value is None or effect.low is None or effect.high is None:
+        return NOT_ENOUGH
+    value = _displayed(effect.value, outcome)
+    ends = sorted((_displayed(effect.low, outcome), _displayed(effect.high, outcome)))
+    if outcome == "throughput":
+        return f"{value:.3f}× ({ends[0]:.3f}× to {ends[1]:.3f}×)"
+    digits, unit = (3, "nats") if outcome == "nll" else (1, "points")
+    texts = [f"{v:+.{digits}f}".replace("-", "−") for v in (value, *ends)]
+    return f"{texts[0]} {unit} ({texts[1]} to {texts[2]})"
+
+
+def _displayed(value: float, outcome: str) -> float:
+    """From an outcome's unit to the one that is shown: a factor for throughput, points for top-1, NLL as itself."""
+    if outcome == "throughput":
+        return float(2**value)
+    return 100 * value if outcome == "top1" else -value
+
+
+def _axis(value: float, one: Comparison) -> float:
+    return _log10(value) if one.outcome == "throughput" else value
+
+
+def _log10(value: float) -> float:
+    return math.log10(value)
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    pad = share * (high - low) or abs(high) * share or 1.0
+    return low - pad, high + pad
+
+
+def _stretched(low: float, high: float) -> tuple[float, float]:
+    span = max(high / low, 1.1) ** 0.1
+    return low / span, high * span
+
+
+def _ratio_ticks(left: float, right: float, speed: float | None, most: int = 8) -> tuple[list[float], list[str]]:
+    """Round ratios inside a range, at most so many, with img/s under them where a speed of 1 is given."""
+    if right / left < 4:
+        step = next((step for step in _STEPS if (right - left) / step < most), _STEPS[-1])
+        inside = [step * i for i in range(math.ceil(left / step), math.floor(right / step) + 1)]
+    else:
+        decades = [step * 10.0**power for power in range(-4, 5) for step in _DECADE]
+        inside = [value for value in decades if left <= value <= right]
+    while len(inside) > most:
+        # Keep 1, the reference, where it is visible.
+        start = min(range(len(inside)), key=lambda i: abs(inside[i] - 1)) % 2
+        inside = inside[start::2]
+    names = [f"{value:.4g}×" + (f"<br>{value * speed:,.0f}" if speed else "") for value in inside]
+    return inside, names
+
+
+def _label_points(figure: Figure, study: StudyData, y: Callable[[TrialRecord], float | None], box: _Box) -> None:
+    """Name the hand-made layouts and the picks beside their points, each where it hides least (greedy)."""
+    left, right, bottom, top = box
+    names: dict[str, list[str]] = {}
+    records = {record.key: record for record in study.complete}
+    for record in study.baselines:
+        names.setdefault(record.key, []).append(html.escape(record.baseline or ""))
+    for which, record in picks(study).items():
+        names.setdefault(record.key, []).append(f"<b>{which.replace('-', ' ')}</b>")
+    width, tall = 900.0, 400.0  # pixels of the plot on a wide page; a narrow one shifts the names a little
+
+    def place(record: TrialRecord) -> tuple[float, float]:
+        across = (_log10(record.ratio or 1) - _log10(left)) / (_log10(right) - _log10(left))
+        value = y(record)
+        up = 0.0 if value is None else (value - bottom) / (top - bottom)
+        return across * width, up * tall
+
+    taken = [(x - 8, v - 8, x + 8, v + 8) for x, v in (place(r) for r in study.complete[:400])]
+    for key, parts in names.items():
+        text = " · ".join(parts)
+        x, v = place(records[key])
+        half = 3.6 * len(text.replace("<b>", "").replace("</b>", "")) + 3
+        spots = []
+        for far in (0.0, 24.0, 48.0):
+            for across, up in (
+                (0.0, 1.0),
+                (0.0, -1.0),
+                (1.0, 0.0),
+                (-1.0, 0.0),
+                (1.0, 1.0),
+                (-1.0, 1.0),
+                (1.0, -1.0),
+                (-1.0, -1.0),
+            ):
+                spots.append((across * (half + 12 + far), up * (20 + far * 0.8)))
+
+        def cost(spot: tuple[float, float], x: float = x, v: float = v, half: float = half) -> float:
+            mine = (x + spot[0] - half, v + spot[1] - 9, x + spot[0] + half, v + spot[1] + 9)
+            outside = max(0.0, -mine[0]) + max(0.0, mine[2] - width) + max(0.0, -mine[1]) + max(0.0, mine[3] - tall)
+            return 50 * outside + sum(_overlap(mine, other) for other in taken) + 0.2 * (abs(spot[0]) + abs(spot[1]))
+
+        across, up = min(spots, key=cost)
+        taken.append((x + across - half, v + up - 9, x + across + half, v + up + 9))
+        # Beside its point a name needs no line to it.
+        near = abs(across) <= half + 12 and abs(up) <= 20
+        figure.add_annotation(
+            x=_log10(records[key].ratio or 1),
+            y=y(records[key]),
+            text=text,
+            ax=across,
+            ay=-up,
+            arrowcolor="rgba(0,0,0,0)" if near else GREY,
+            arrowwidth=1,
+            arrowhead=0,
+            standoff=8,
+            font={"size": 12},
+        )
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    up = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, across) * max(0.0, up)

@@ -1,0 +1,165 @@
+"""Synthetic studies with the shape of real ones: one conv stage, two hybrid stages, five hand-made layouts first."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from mambavision.layout import HybridLayout, StageLayout, last_half
+from mvsearch.front import reference_point
+from mvsearch.record import FAIL, TIME, TRAIN, Evaluation, TrialRecord, trial_records
+from mvsearch.report.data import StudyData
+
+EPOCHS = 6
+HAND_MADE = {
+    "all Mamba": lambda depth: "M" * depth,
+    "all attention": lambda depth: "A" * depth,
+    "last half": last_half,
+    "first half": lambda depth: last_half(depth)[::-1],
+    "alternating": lambda depth: ("MA" * depth)[:depth],
+}
+
+
+def layout(width: int, second: str, third: str, states: tuple[int, int] = (8, 8)) -> HybridLayout:
+    """Three stages: one C, then the two patterns at twice and four times the width."""
+    return HybridLayout(
+        stem_stride=2,
+        in_dim=16,
+        stages=(
+            StageLayout(blocks="C", dim=width),
+            StageLayout(blocks=second, dim=2 * width, heads=2, state=states[0]),
+            StageLayout(blocks=third, dim=4 * width, heads=4, state=states[1]),
+        ),
+    )
+
+
+def draw(rng: random.Random) -> HybridLayout:
+    """A random layout of the space."""
+    second, third = ("".join(rng.choice("MA") for _ in range(depth)) for depth in (rng.choice((3, 4, 5)), 3))
+    states = rng.choice((4, 8, 16)), rng.choice((4, 8, 16))
+    return layout(rng.choice((16, 24, 32, 40)), second, third, states)
+
+
+def true_values(candidate: HybridLayout) -> tuple[float, float]:
+    """(NLL, ratio) without noise: wide is better and slower; attention late in stage 3 helps; attention is faster."""
+    _, second, third = candidate.stages
+    share2, share3 = second.blocks.count("A") / len(second.blocks), third.blocks.count("A") / len(third.blocks)
+    late = sum(i for i, letter in enumerate(third.blocks) if letter == "A") / (len(third.blocks) - 1)
+    nll = 0.9 - 0.35 * math.log(second.dim / 56) - 0.05 * len(second.blocks) + 0.2 * (share2 - 0.4) ** 2 - 0.08 * late
+    cost = (second.dim / 56) ** 1.4 * (0.5 + 0.15 * len(second.blocks) * (1 - 0.35 * share2) + 0.2 * (1 - 0.3 * share3))
+    return nll, 0.947 / cost
+
+
+def evaluations(
+    candidate: HybridLayout, number: int, seeds: int, rng: random.Random, **more: object
+) -> list[Evaluation]:
+    """What a finished trial leaves in the ledger: one timing and a training a seed."""
+    nll, ratio = true_values(candidate)
+    speed = 2400.0 * ratio * (1 + rng.gauss(0, 0.01))
+    start = 1.76e9 + 12.0 * number
+    common = {
+        "key": candidate.key,
+        "layout": candidate.to_dict(),
+        "trial": number,
+        "cost": {
+            "params": 300000 + 900 * candidate.stages[1].dim ** 2 // 8,
+            "macs": 9_000_000 + number,
+            "memory": 4_000_000,
+        },
+        "device": "cpu",
+        "worker": "w0",
+        **more,
+    }
+    windows = [speed * (1 + rng.gauss(0, 0.012)) for _ in range(5)]
+    timing = {
+        "images_per_second": sorted(windows)[2],
+        "ratio": sorted(windows)[2] / 2400.0,
+        "iqr": 0.015,
+        "windows": windows,
+        "reference_windows": [2400.0, 2395.5],
+        "scan": "loop",
+    }
+    lines = [Evaluation(what=TIME, values=timing, started=start, ended=start + 2, **common)]
+    for seed in range(seeds):
+        noisy = nll + rng.gauss(0, 0.02)
+        values = {
+            "nll": noisy,
+            "top1": min(0.99, max(0.1, 1.02 - 0.36 * noisy + rng.gauss(0, 0.006))),
+            "images_seen": 2560 * EPOCHS,
+            "train_seconds": 9.5,
+            "val_images": 1000,
+        }
+        times = {"started": start + 2 + seed, "ended": start + 11 + seed}
+        lines.append(Evaluation(what=TRAIN, seed=seed, to_epoch=EPOCHS, values=values, **times, **common))
+    return lines
+
+
+def records(trials: int = 30, seeds: int = 1, failures: int = 3, seed: int = 0) -> list[TrialRecord]:
+    """Records of a study: five hand-made layouts, random ones, and some that failed."""
+    rng = random.Random(seed)
+    lines: list[Evaluation] = []
+    seen: set[str] = set()
+    for name, rule in HAND_MADE.items():
+        candidate = layout(24, rule(4), rule(3))
+        seen.add(candidate.key)
+        lines += evaluations(candidate, len(seen) - 1, seeds, rng, baseline=name)
+    while len(seen) < trials:
+        candidate = draw(rng)
+        if candidate.key in seen:
+            continue
+        seen.add(candidate.key)
+        number = len(seen) - 1
+        if number > trials - 1 - failures:
+            reason = "loss became NaN in epoch 2 (rate 0.002)."
+            common = {
+                "key": candidate.key,
+                "layout": candidate.to_dict(),
+                "trial": number,
+                "started": 1.76e9 + 12 * number,
+            }
+            lines.append(Evaluation(what=FAIL, reason=reason, **common))
+        else:
+            lines += evaluations(candidate, number, seeds, rng)
+    return trial_records(lines, epochs=EPOCHS, seeds=seeds)
+
+
+def study(
+    trials: int = 30, seeds: int = 1, failures: int = 3, seed: int = 0, quality: str = "nll", name: str = "synthetic"
+) -> StudyData:
+    """A whole synthetic study of 10 classes on a CPU."""
+    made = records(trials, seeds, failures, seed)
+    baselines = [record for record in made if record.baseline]
+    return StudyData(
+        name=name,
+        records=made,
+        config={
+            "name": name,
+            "layout": {"width": [16, 24, 32, 40], "stages": [{"blocks": "C"}, {"blocks": "MA"}, {"blocks": "MA"}]},
+            "budgets": {"params": {"max": 1.5e6}, "macs": {"max": 100e6}},
+            "proxy": {
+                "data": "digit_scenes",
+                "image_size": 32,
+                "epochs": EPOCHS,
+                "batch_size": 64,
+                "seeds": seeds,
+                "train_images": 2560,
+                "val_images": 1000,
+            },
+            "objectives": {"quality": quality},
+            "search": {"sampler": "tpe", "trials": trials, "seed": 0},
+            "timing": {"image_size": 32, "batch_size": 64, "window_s": 0.5, "windows": 5},
+        },
+        environment={
+            "device": "cpu (8 threads of an AMD EPYC)",
+            "scan": "loop",
+            "git_commit": "0123abc",
+            "versions": {"torch": "2.11", "optuna": "5.0"},
+            "data": {"fingerprint": "f00dfeed"},
+        },
+        reference_point=reference_point(baselines, 10, quality),
+        reference_key=baselines[2].key if len(baselines) > 2 else "",
+        classes=10,
+        started=min((record.started for record in made if record.started), default=0.0),
+        ended=max((record.ended for record in made if record.ended), default=0.0),
+        workers=2,
+    )
