@@ -1,0 +1,214 @@
+"""The command line: verb → function, nothing else. What a verb needs is imported when it runs."""
+
+from __future__ import annotations
+
+import enum
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class _Verbs(TyperGroup):
+    """Ends a verb that fails with one message and the right exit code, never with a traceback for bad input."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, RuntimeError, OSError) as error:
+            code = _exit_code(error)
+            if code is None:
+                raise
+            from mvsearch.terminal import complain
+
+            complain(str(error) if code == 2 or not isinstance(error, OSError) else f"cannot go on: {error}")
+        except KeyboardInterrupt:
+            code = 130
+        if code in (1, 130, 143) and "launch" in sys.argv[1:2]:
+            # What was measured is kept, so the same command goes on.
+            typer.echo(f"To go on: mvsearch {shlex.join(sys.argv[1:])}", err=True)
+        raise typer.Exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for bad input, 1 for a search that failed, 128 + signal for an interruption; None for a fault of ours."""
+    kind = type(error)
+    if kind.__name__ == "Interrupted" and kind.__module__ == "mvsearch.search":
+        return 128 + error.signum  # type: ignore[attr-defined]
+    if isinstance(error, OSError):
+        return 1
+    ours = kind.__module__.partition(".")[0] in ("mvsearch", "mambavision")
+    if not ours:
+        return None
+    return 2 if isinstance(error, ValueError) else 1
+
+
+app = typer.Typer(
+    name="mvsearch",
+    cls=_Verbs,
+    help="Search for hybrid Mamba/attention vision backbones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Studies = Annotated[Path, typer.Option("--studies", metavar="DIR", help="Folder of all studies.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the YAML, e.g. search.trials=12."),
+]
+Space = Annotated[str, typer.Argument(metavar="SPACE", help="A YAML file, or the name of a shipped one (stagewise).")]
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or its folder.")]
+
+
+class Format(enum.StrEnum):
+    """How `front` prints."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def launch(
+    space: Space,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers; default one a GPU, else one a core. 1 runs in this process.")
+    ] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster, or 'auto'.")] = None,
+    timings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take throughputs from an evaluations.jsonl or trials.csv.")
+    ] = None,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Search a space; the same command goes on with a study that was stopped."""
+    from mvsearch import terminal
+    from mvsearch.config import load_config
+
+    out = terminal.console()
+    config = load_config(space, overrides or [])
+    with out.status("loading PyTorch and the data …"):
+        from mvsearch.launch import Where
+        from mvsearch.launch import launch as run
+    view = terminal.LaunchView(out)
+    with view.running():
+        folder, study, outcome = run(
+            config,
+            studies=studies,
+            where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+            timings=timings,
+            view=view,
+            on_space=lambda searched, pool, new, done: terminal.print_start(
+                out, searched, pool.description, new=new, done=done
+            ),
+        )
+    if outcome.exhausted:
+        view.notice("The space holds no further layout within the budgets: every one was tried.")
+    files = [str(folder.path / name) for name in ("trials.csv", "front.csv", "report.html")]
+    terminal.print_outcome(out, study, files, utilisation=outcome.utilisation, failed=outcome.failed)
+
+
+@app.command()
+def space(space: Space, overrides: Overrides = None) -> None:
+    """Show what a search space holds, without training anything."""
+    from mvsearch import terminal
+    from mvsearch.config import load_config
+    from mvsearch.launch import data_shape
+    from mvsearch.space import SearchSpace, describe
+
+    config = load_config(space, overrides or [])
+    classes, channels, notice = data_shape(config)
+    searched = SearchSpace(config, num_classes=classes, in_chans=channels)
+    searched.check()
+    terminal.print_space(terminal.console(), describe(searched), notice=notice)
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Option("--data", metavar="PATH", help="Folder with one folder of images a class.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The YAML to write.")] = Path("search.yaml"),
+) -> None:
+    """Write a search space for your own image folder, with comments."""
+    from mvsearch.init import write_template
+
+    write_template(data, out)
+    typer.echo(f"Written: {out}\nNext: mvsearch space {out}, then mvsearch launch {out}")
+
+
+@app.command()
+def report(study: Study, studies: Studies = Path("studies")) -> None:
+    """Write trials.csv, front.csv and report.html of a study anew."""
+    from mvsearch.report import write_report, write_tables
+    from mvsearch.study import find_study, load_study
+
+    folder = find_study(study, studies)
+    loaded = load_study(folder)
+    write_tables(loaded, folder.path)
+    write_report(loaded, folder.report)
+    typer.echo(f"Written: {folder.path / 'trials.csv'}, {folder.path / 'front.csv'}, {folder.report}")
+
+
+@app.command()
+def front(
+    study: Study,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Print the Pareto front of a study."""
+    from mvsearch.study import find_study, load_study
+
+    loaded = load_study(find_study(study, studies))
+    if format is Format.table:
+        from mvsearch import terminal
+
+        terminal.console().print(terminal.front_lines(loaded.front))
+        return
+    from mvsearch.report import front_table
+
+    table = front_table(loaded)
+    typer.echo(
+        table.to_csv(index=False) if format is Format.csv else table.to_json(orient="records", indent=2), nl=False
+    )
+
+
+@app.command("list")
+def list_(studies: Studies = Path("studies")) -> None:
+    """Name the studies here."""
+    from mvsearch import terminal
+    from mvsearch.study import describe_study, list_studies
+
+    found = list_studies(studies)
+    if not found:
+        typer.echo(f"No studies in {studies}/ yet. Next: mvsearch launch stagewise")
+        return
+    terminal.print_studies(terminal.console(), [(folder.name, describe_study(folder)) for folder in found])
+
+
+@app.command()
+def export(
+    study: Study,
+    pick: Annotated[str, typer.Option(metavar="WHICH", help="knee, fastest, most-accurate, all, or a key.")] = "knee",
+    name: Annotated[str | None, typer.Option(help="Name of the entry; default study and key.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an entry of the same name.")] = False,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Write layouts of the front, with weights and card, into the model library."""
+    from mvsearch.export import export as run
+    from mvsearch.study import find_study, load_study
+
+    folder = find_study(study, studies)
+    exported = run(folder, load_study(folder), pick, name=name, overwrite=overwrite)
+    for entry in exported:
+        typer.echo(f"Written: {entry.folder}")
+    typer.echo(f'Next: mambavision.create_model("{exported[0].name}", pretrained=True)')
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

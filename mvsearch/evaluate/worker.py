@@ -1,0 +1,170 @@
+"""The worker: turns a job into a ledger line on one device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mambavision.data import ImageData
+from mambavision.layout import HybridLayout
+from mambavision.scan import scan_path
+from mvsearch.evaluate import throughput
+from mvsearch.evaluate.gate import DeviceGate
+from mvsearch.evaluate.job import Done, Job, Progress
+from mvsearch.evaluate.proxy import DeviceData, EpochDone, train
+from mvsearch.record import FAIL, TIME
+
+
+@dataclass(frozen=True)
+class MakeWorker:
+    """Builds a `TrainingWorker` in the process that will run it.
+
+    Attributes:
+        proxy: the ``proxy`` section of the configuration.
+        timing: the ``timing`` section.
+        reference: the layout that throughput is given relative to.
+    """
+
+    proxy: Any
+    timing: Any
+    reference: HybridLayout
+
+    def __call__(self, name: str, device: str, threads: int, data: ImageData) -> TrainingWorker:
+        """Build the worker; see `WorkerFactory`."""
+        return TrainingWorker(self.proxy, self.timing, self.reference, name, device, threads, data)
+
+
+class TrainingWorker:
+    """Trains and times layouts on one device.
+
+    Args:
+        proxy: the ``proxy`` section of the configuration.
+        timing: the ``timing`` section.
+        reference: the layout that throughput is given relative to.
+        name: of the worker.
+        device: ``"cpu"`` or ``"cuda:N"``.
+        threads: threads a training uses on a CPU.
+        data: the data set.
+    """
+
+    def __init__(
+        self,
+        proxy: Any,
+        timing: Any,
+        reference: HybridLayout,
+        name: str,
+        device: str,
+        threads: int,
+        data: ImageData,
+    ) -> None:
+        self.proxy = proxy
+        self.timing = timing
+        self.reference = reference
+        self.name = name
+        self.device = torch.device(device)
+        self.threads = threads
+        self.data = DeviceData(data, self.device)
+        self.gate = DeviceGate(_physical_name(self.device))
+        self._reference_model: torch.nn.Module | None = None
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads)
+
+    def run(self, job: Job) -> Iterator[Progress | Done]:
+        """Do a job. Whatever the job raises becomes a `Done` with a failure and its reason."""
+        started = time.time()
+        measured: dict[str, Any] = {"started": started, "worker": self.name, "device": device_name(self.device)}
+        try:
+            if job.what == TIME:
+                values, conditions = self._time(job)
+                yield Done(job.id, job.evaluation(values=values, conditions=conditions, ended=time.time(), **measured))
+                return
+            yield from self._train(job, measured)
+        except Exception as error:
+            reason = f"{job.what}: {_explain(error)}"
+            yield Done(job.id, job.evaluation(**measured, what=FAIL, reason=reason, ended=time.time()))
+
+    def _train(self, job: Job, measured: dict[str, Any]) -> Iterator[Progress | Done]:
+        layout = job.layout
+        if self.proxy.stem_stride is not None:
+            # Strides have no parameters, so the weights fit the deployed layout.
+            layout = layout.override(stem_stride=self.proxy.stem_stride)
+        steps = train(
+            layout,
+            self.data,
+            self.proxy,
+            seed=job.seed or 0,
+            from_epoch=job.from_epoch,
+            to_epoch=job.to_epoch,
+            checkpoint=job.checkpoint,
+            keep_checkpoint=job.keep_checkpoint,
+            step_gate=self.gate.read,
+        )
+        for event in steps:
+            if isinstance(event, EpochDone):
+                yield Progress(job.id, event.epoch, event.of, event.train_loss)
+                continue
+            conditions = {
+                "threads": self.threads,
+                "batch_size": self.proxy.batch_size,
+                "image_size": self.data.train_images.shape[-1],
+                "dtype": self.proxy.dtype,
+                "train_images": len(self.data.train_images),
+                "scan": scan_path(self.device),
+            }
+            evaluation = job.evaluation(values=event.values, conditions=conditions, ended=time.time(), **measured)
+            yield Done(job.id, evaluation, event.weights, event.checkpoint)
+
+    def _time(self, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+        timing = self.timing
+        size = timing.image_size or self.proxy.image_size
+        classes, channels = self.data.classes, self.data.channels
+        if self._reference_model is None:
+            self._reference_model = throughput.timed_model(self.reference, classes, channels, self.device)
+        model = throughput.timed_model(job.layout, classes, channels, self.device)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(timing.batch_size, channels, size, size, generator=generator).to(self.device)
+        with self.gate.write(), throughput.threads(timing.threads):
+            values = throughput.measure(
+                model,
+                self._reference_model,
+                images,
+                window_s=timing.window_s,
+                windows=timing.windows,
+                dtype=timing.dtype,
+            )
+        conditions = {
+            "source": "measured",
+            "threads": timing.threads,
+            "batch_size": timing.batch_size,
+            "image_size": size,
+            "dtype": timing.dtype,
+            "window_s": timing.window_s,
+            "reference": self.reference.key,
+            "scan": scan_path(self.device),
+        }
+        return values, conditions
+
+
+def device_name(device: torch.device) -> str:
+    """What the records call a device: "cpu", or "cuda:0 NVIDIA H100"."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return str(device)
+
+
+def _physical_name(device: torch.device) -> str:
+    """One name for one piece of hardware: a CPU is one device however many workers share it."""
+    if device.type == "cuda":
+        return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
+    return str(device)
+
+
+def _explain(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    # Our own errors are sentences already; others need their name to mean anything.
+    return text if text and type(error).__module__.startswith("mvsearch") else f"{name}: {text}"[:500]

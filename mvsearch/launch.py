@@ -1,0 +1,230 @@
+"""A launch from the resolved configuration to the report: data, space, pool, search, tables, page."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mambavision.data import DataError, ImageData, load_data
+from mvsearch.config import StudyConfig
+from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.ledger import driver_lock, repair_tail
+from mvsearch.pool import Pool, PoolError
+from mvsearch.pool.inline import InlinePool
+from mvsearch.report import write_report, write_tables
+from mvsearch.report.data import StudyData
+from mvsearch.search import Outcome, Search
+from mvsearch.space import SearchSpace
+from mvsearch.study import StudyFolder, load_study
+from mvsearch.timings import read_timings
+from mvsearch.view import View
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the work runs.
+
+    Attributes:
+        workers: how many; None: one a GPU, or one a core where there is none. 1 without `address` is this process.
+        gpus_per_trial: share of a GPU for a worker; None: a whole one where there are GPUs.
+        address: of a running Ray cluster; None: this machine.
+    """
+
+    workers: int | None = None
+    gpus_per_trial: float | None = None
+    address: str | None = None
+
+
+def load_study_data(config: StudyConfig) -> ImageData:
+    """The data set of a study: always the same images for the same configuration."""
+    proxy = config.proxy
+    return load_data(
+        proxy.data,
+        root=proxy.root,
+        image_size=proxy.image_size,
+        train_images=proxy.train_images,
+        val_images=proxy.val_images,
+    )
+
+
+def data_shape(config: StudyConfig) -> tuple[int, int, str | None]:
+    """Classes and channels of a study's data, and a notice where they had to be assumed.
+
+    An image folder is not decoded for this: its classes are counted, and three channels assumed.
+    """
+    if config.proxy.data != "folder":
+        try:
+            data = load_study_data(config)
+        except DataError as error:
+            return 1000, 3, f"Costs assume 1,000 classes and 3 channels, because the data is not here: {error}"
+        return len(data.classes), data.train.images.shape[1], None
+    root = Path(config.proxy.root or "").expanduser()
+    root = root / "train" if (root / "train").is_dir() else root
+    classes = sum(path.is_dir() for path in root.iterdir()) if root.is_dir() else 0
+    if not classes:
+        return 1000, 3, f"Costs assume 1,000 classes, because {root} holds no folders of images."
+    return classes, 3, None
+
+
+def open_pool(make_worker: MakeWorker, data: ImageData, where: Where) -> Pool:
+    """The pool that fits: this process for one local worker, else Ray.
+
+    Raises:
+        PoolError: if what is asked for is not there.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if where.workers is not None and where.workers < 1:
+        raise PoolError(f"workers: {where.workers} is not allowed; 1 or more")
+    if where.gpus_per_trial is not None and not where.gpus_per_trial >= 0:
+        raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} is not allowed; 0 or more")
+    cores = len(os.sched_getaffinity(0))
+    if where.address is None and (where.workers == 1 or (where.workers is None and max(gpus, cores) == 1)):
+        if where.gpus_per_trial and not gpus:
+            raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} asked for, and there is no GPU here")
+        on_gpu = gpus > 0 and where.gpus_per_trial != 0
+        return InlinePool(make_worker, data, device="cuda:0" if on_gpu else "cpu", threads=cores)
+    from mvsearch.pool.ray_pool import RayPool
+
+    return RayPool(
+        make_worker,
+        data,
+        workers=where.workers,
+        gpus_per_trial=where.gpus_per_trial,
+        address=where.address,
+    )
+
+
+def launch(
+    config: StudyConfig,
+    *,
+    studies: Path,
+    where: Where,
+    timings: Path | None,
+    view: View,
+    on_space: Callable[[SearchSpace, Pool, bool, int], None],
+) -> tuple[StudyFolder, StudyData, Outcome]:
+    """Run (or go on with) a study and write its tables and report.
+
+    Args:
+        config: the resolved configuration.
+        studies: the folder of all studies.
+        where: where the work runs.
+        timings: recorded timings to take instead of measuring, or None.
+        view: what a person sees while it runs.
+        on_space: called once before the search starts, with the space, the pool, whether the study is new, and
+            how many layouts it holds already.
+
+    Returns:
+        The study's folder, what was measured, and how the search ended.
+
+    Raises:
+        ConfigError, SpaceError, DataError, StudyError, PoolError: bad input, found before anything is trained.
+        Interrupted, SearchFailed, OSError: see `Search.run`.
+    """
+    folder = StudyFolder(studies / config.name)
+    recorded = read_timings(timings) if timings else None
+    data = load_study_data(config)
+    space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
+    space.check()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with driver_lock(folder.path):
+        for path in (folder.ledger, folder.journal):
+            if notice := repair_tail(path):
+                view.notice(notice)
+        new = folder.begin(config.resolved_yaml())
+        pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference()), data, where)
+        try:
+            folder.record_environment(environment(config, space, data, pool))
+            search = Search(config, space, folder, pool, view=view, timings=recorded)
+            on_space(space, pool, new, len(search.records()))
+            outcome = search.run()
+        finally:
+            pool.close()
+        study = load_study(folder)
+        write_tables(study, folder.path)
+        write_report(study, folder.report)
+    return folder, study, outcome
+
+
+def environment(config: StudyConfig, space: SearchSpace, data: ImageData, pool: Pool) -> dict[str, Any]:
+    """Everything beside the configuration that bears on the numbers, for environment.json."""
+    import torch
+
+    from mambavision.scan import scan_path
+
+    on_gpu = "GPU" in pool.description or "cuda" in pool.description
+    packages = ("mvsearch", "torch", "torchvision", "timm", "optuna", "ray", "numpy", "pandas", "plotly")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "device": torch.cuda.get_device_name(0) if on_gpu and torch.cuda.is_available() else f"CPU ({processor()})",
+        "cores": len(os.sched_getaffinity(0)),
+        "scan": scan_path("cuda" if on_gpu else "cpu"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+        "git_commit": git_commit(),
+        "reference": space.reference().key,
+        "command": f"mvsearch launch studies/{config.name}/study.yaml",
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "classes": len(data.classes),
+            "channels": data.train.images.shape[1],
+            "train_images": len(data.train.labels),
+            "val_images": len(data.val.labels),
+            "available": data.available,
+            "class_names": list(data.classes),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "licence": data.licence,
+        },
+        "launch": {
+            "started": time.time(),
+            "workers": pool.workers,
+            "pool": pool.description,
+        },
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that mvsearch runs from, with ``+changes`` if it is not clean; None elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

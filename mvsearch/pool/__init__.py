@@ -1,0 +1,49 @@
+"""Where work runs: in this process (`InlinePool`) or on Ray (`RayPool`). Both behave alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from mvsearch.evaluate.job import Event, Job
+
+
+class PoolError(ValueError):
+    """The pool cannot give what was asked of it; the message says what there is."""
+
+
+class Pool(Protocol):
+    """Runs jobs on workers, one job a worker at a time.
+
+    A job's events come in order: `Started`, any number of `Progress`, then exactly one `Done` or `Lost`.
+    """
+
+    @property
+    def workers(self) -> int:
+        """Number of workers."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What the workers are, for people."""
+        ...
+
+    def idle(self) -> int:
+        """How many more jobs would start at once."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Hand in a job; it starts when a worker is free, in the order handed in."""
+        ...
+
+    def events(self, timeout: float) -> Iterator[Event]:
+        """What has happened since the last call; waits at most `timeout` seconds for something to happen."""
+        ...
+
+    def cancel(self, job_id: int) -> None:
+        """Forget a job: no further event of it is given."""
+        ...
+
+    def close(self) -> None:
+        """End all workers. Jobs still running are lost without an event."""
+        ...

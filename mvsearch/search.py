@@ -1,0 +1,554 @@
+"""The loop: ask Optuna for a layout, check it, have it timed and trained, tell the result.
+
+The ledger is the truth; the Optuna study is the sampler's memory. Whatever the ledger holds is never measured again,
+and a trial that a crash left unfinished is told FAIL and its layout asked for again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import threading
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from mambavision.layout import HybridLayout
+from mvsearch.config import StudyConfig
+from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started
+from mvsearch.front import Point, front_records, hypervolume, pareto_front, reference_point
+from mvsearch.ledger import Ledger, write_atomic
+from mvsearch.pool import Pool
+from mvsearch.record import COMPLETE, FAIL, FAILED, TIME, TRAIN, Evaluation, TrialRecord, trial_records
+from mvsearch.space import SearchSpace
+from mvsearch.study import StudyFolder
+from mvsearch.timings import RecordedTiming
+from mvsearch.view import LaunchState, View
+
+MAX_REFUSALS = 50
+TRIES_FOR_A_LOST_PROCESS = 2
+POLL_S = 0.25
+
+NSGA2_POPULATION = 12
+
+
+class SearchFailed(RuntimeError):
+    """Every trial failed; the message carries the first reason."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the search to stop; everything measured so far is kept."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; everything measured so far is kept")
+        self.signum = signum
+
+
+@dataclass
+class Active:
+    """A trial under way: its layout and the jobs it still waits for."""
+
+    trial: optuna.Trial
+    layout: HybridLayout
+    baseline: str | None
+    cost: dict[str, int]
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a search ended.
+
+    Attributes:
+        complete: layouts trained in full, all launches of the study.
+        failed: layouts that failed.
+        exhausted: True if the space has no further layout within the budgets.
+        utilisation: busy share of the workers' time in this launch, 0 to 1; None if nothing ran.
+        seconds: from the first job to the last result of this launch.
+    """
+
+    complete: int
+    failed: int
+    exhausted: bool
+    utilisation: float | None
+    seconds: float
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """One of Optuna's samplers, set as it does best here.
+
+    Args:
+        name: ``"tpe"`` (multivariate), ``"nsga2"`` (a small population: its default of 50 makes the first 50 trials
+            random) or ``"random"``.
+        seed: 32 bits.
+    """
+    if name == "tpe":
+        return optuna.samplers.TPESampler(multivariate=True, seed=seed)
+    if name == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=NSGA2_POPULATION, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def open_optuna_study(folder: StudyFolder) -> optuna.Study:
+    """Open (or begin) the sampler's memory of a study. Call it under the study's lock."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # A driver that was killed leaves the journal's own lock behind, which would cost the next one its 30 s of grace.
+    for name in (".lock", ".rename"):
+        folder.journal.with_name(folder.journal.name + name).unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = JournalStorage(JournalFileBackend(str(folder.journal)))
+    study = optuna.create_study(
+        storage=storage, study_name=folder.name, directions=["maximize", "maximize"], load_if_exists=True
+    )
+    return study
+
+
+class Search:
+    """One study being searched by this process, which holds its lock.
+
+    Args:
+        config: the resolved configuration.
+        space: made from it.
+        folder: of the study.
+        pool: where jobs run.
+        view: what a person sees.
+        timings: recorded timings by layout key; a layout that is not there is measured.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        space: SearchSpace,
+        folder: StudyFolder,
+        pool: Pool,
+        *,
+        view: View | None = None,
+        timings: dict[str, RecordedTiming] | None = None,
+    ) -> None:
+        self.config = config
+        self.space = space
+        self.folder = folder
+        self.pool = pool
+        self.view = view or View()
+        self.timings = timings or {}
+        self.measure = config.objectives.quality
+        self.seeds = [config.search.seed * 1000 + number for number in range(config.proxy.seeds)]
+        self.ledger = Ledger(folder.ledger)
+        self.study = open_optuna_study(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names([f"quality ({self.measure})", "log2 throughput ratio"])
+        self.exhausted = False
+        self._baselines = space.baselines() if config.search.baselines else {}
+        self._active: dict[int, Active] = {}
+        self._ready: deque[Job] = deque()
+        self._job_ids = itertools.count()
+        self._owner: dict[int, Active] = {}
+        self._losses: Counter[tuple[str, str, int | None]] = Counter()
+        self._busy_since: dict[str, float] = {}
+        self._doing: dict[str, str] = {}
+        self._worker_of: dict[int, str] = {}
+        self._busy_seconds = 0.0
+        self._first_job: float | None = None
+        self._last_result: float | None = None
+        self._finished_here = 0
+        self._records: dict[str, TrialRecord] = {}
+        for key in {evaluation.key for evaluation in self.ledger.evaluations}:
+            self._refresh(key)
+        self._todo = self._recover()
+        # Everything the sampler's draws depend on is counted from the study, so that a resumed search draws the same.
+        trials = self.study.get_trials(deepcopy=False)
+        self._asked = sum(not _is_interrupted(trial) and trial.state != TrialState.WAITING for trial in trials)
+        self._refusals = _trailing_refusals(trials)
+        told = [trial for trial in trials if trial.state in _TOLD and not _is_interrupted(trial)]
+        self._told = len(told)
+        # A layout that the ledger holds but whose trial was never told is asked for again, and told from the ledger.
+        self._seen = {str(trial.user_attrs.get("key")) for trial in told}
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Search until enough layouts are trained, the time is over, or there is nothing left to try.
+
+        Raises:
+            Interrupted: by SIGINT or SIGTERM; in-flight trials are released, everything measured is kept.
+            SearchFailed: if every trial failed.
+            OSError: if the ledger or the weights cannot be written.
+        """
+        began = time.monotonic()
+        hours = self.config.search.hours
+        try:
+            with _stop_signals() as stop:
+                while True:
+                    over = hours is not None and time.monotonic() - began > hours * 3600
+                    self._fill(asking=not over)
+                    if not self._active:
+                        break
+                    events = self.pool.events(POLL_S)
+                    while (event := stop.next(events)) is not None:
+                        self._handle(event)
+                        self._fill(asking=not over)
+                    self.view.update(self.state())
+        except Interrupted:
+            self._release_running()
+            raise
+        complete, failed = self._counts()
+        if failed and not complete:
+            reason = next(record.reason for record in self.records() if record.state == FAILED)
+            raise SearchFailed(f"all {failed} trials failed; the first: {reason}")
+        span = (self._last_result - self._first_job) if self._first_job and self._last_result else 0.0
+        utilisation = self._busy_seconds / (span * self.pool.workers) if span > 0 else None
+        return Outcome(complete, failed, self.exhausted, utilisation, span)
+
+    def records(self) -> list[TrialRecord]:
+        """All layouts measured so far, in the order of their trials."""
+        return sorted(self._records.values(), key=lambda record: record.number)
+
+    def state(self) -> LaunchState:
+        """For a view."""
+        complete, failed = self._counts()
+        now = time.monotonic()
+        elapsed = now - self._first_job if self._first_job else 0.0
+        busy = self._busy_seconds + sum(now - since for since in self._busy_since.values())
+        wanted = self.config.search.trials
+        left = max(0, wanted - complete - failed)
+        return LaunchState(
+            finished=complete,
+            failed=failed,
+            wanted=wanted,
+            running=dict(sorted(self._doing.items())),
+            front=front_records(self.records(), self.measure),
+            hypervolume=self._hypervolume(),
+            utilisation=busy / (elapsed * self.pool.workers) if elapsed else 0.0,
+            elapsed=elapsed,
+            remaining=elapsed / self._finished_here * left if self._finished_here else None,
+        )
+
+    def _counts(self) -> tuple[int, int]:
+        states = Counter(record.state for record in self._records.values())
+        return states[COMPLETE], states[FAILED]
+
+    def _hypervolume(self) -> float | None:
+        baselines = [record for record in self._records.values() if record.baseline]
+        if (
+            not baselines
+            or len(baselines) < len(self._baselines)
+            or any(r.state not in (COMPLETE, FAILED) for r in baselines)
+        ):
+            return None
+        done = [record for record in baselines if record.state == COMPLETE]
+        if not done:
+            return None
+        reference = reference_point(done, self.space.num_classes, self.measure)
+        value = hypervolume(_points(done, self.measure), reference)
+        return hypervolume(_points(self.records(), self.measure), reference) / value if value > 0 else None
+
+    # -- filling the workers ----------------------------------------------------------------------------------------
+
+    def _fill(self, *, asking: bool) -> None:
+        while self.pool.idle() > 0:
+            if not self._ready and not (asking and self._begin_trial()):
+                return
+            if self._ready:
+                self.pool.submit(self._ready.popleft())
+
+    def _begin_trial(self) -> bool:
+        """Ask for one more layout if one is wanted; True if there was one."""
+        if self.exhausted or self._told + len(self._active) >= self.config.search.trials:
+            return False
+        asked = self._ask()
+        if asked is None:
+            self.exhausted = True
+            return False
+        trial, layout = asked
+        cost = self.space.cost(layout)
+        active = Active(
+            trial=trial,
+            layout=layout,
+            baseline=trial.user_attrs.get("baseline"),
+            cost={name: getattr(cost, name) for name in ("params", "macs", "macs_attention", "macs_scan", "memory")},
+        )
+        self._seen.add(layout.key)
+        self._active[trial.number] = active
+        self._advance(active)
+        return True
+
+    def _ask(self) -> tuple[optuna.Trial, HybridLayout] | None:
+        """The next layout within the budgets that was not seen before; None when there is none left."""
+        while True:
+            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not waiting and self._todo:
+                params, attributes = self._todo.popleft()
+                self.study.enqueue_trial(params, user_attrs=attributes)
+            elif not waiting and self._refusals >= MAX_REFUSALS:
+                drawn = self.space.uniform_unseen(self._seen, random.Random(f"{self.config.search.seed}/{self._asked}"))
+                if drawn is None:
+                    return None
+                self.study.enqueue_trial(self.space.encode(drawn), user_attrs={"drawn": "uniform"})
+            # Seeded anew for each ask, so that a resumed search does not repeat its draws.
+            entropy = np.random.SeedSequence([self.config.search.seed, self._asked])
+            self.study.sampler = make_sampler(self.config.search.sampler, int(entropy.generate_state(1)[0]))
+            trial = self.study.ask()
+            self._asked += 1
+            layout = self.space.suggest(trial)
+            trial.set_user_attr("key", layout.key)
+            excess = self.space.excess(layout)
+            if layout.key in self._seen:
+                trial.set_user_attr("duplicate_of", layout.key)
+            elif excess:
+                for name, amount in excess.items():
+                    trial.set_constraint(name, amount)
+            else:
+                self._refusals = 0
+                return trial, layout
+            self._refusals += 1
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    # -- one trial --------------------------------------------------------------------------------------------------
+
+    def _advance(self, active: Active) -> None:
+        """Hand in what the ledger does not hold of a trial yet; when nothing is missing, tell it."""
+        lines = self.ledger.of(active.layout.key)
+        if not any(line.what == TIME for line in lines):
+            recorded = self.timings.get(active.layout.key)
+            if recorded is None:
+                self._hand_in(active, what=TIME)
+                return
+            job = self._job(active, what=TIME)
+            self._append(job.evaluation(values=recorded.values, conditions=recorded.conditions, ended=time.time()))
+        epochs = self.config.proxy.epochs
+        trained = {line.seed for line in lines if line.what == TRAIN and line.to_epoch >= epochs}
+        missing = [seed for seed in self.seeds if seed not in trained]
+        for seed in missing:
+            self._hand_in(active, what=TRAIN, seed=seed, to_epoch=epochs)
+        if not missing:
+            self._complete(active)
+
+    def _job(self, active: Active, **what: Any) -> Job:
+        return Job(
+            id=next(self._job_ids),
+            layout=active.layout,
+            trial=active.trial.number,
+            baseline=active.baseline,
+            cost=active.cost,
+            **what,
+        )
+
+    def _hand_in(self, active: Active, **what: Any) -> None:
+        job = self._job(active, **what)
+        active.jobs[job.id] = job
+        self._owner[job.id] = active
+        self._ready.append(job)
+
+    def _complete(self, active: Active) -> None:
+        record = self._records[active.layout.key]
+        quality, throughput = record.quality(self.measure), record.log2_ratio
+        assert quality is not None
+        assert throughput is not None
+        for name in ("params", "macs", "nll", "top1", "images_per_second", "ratio"):
+            active.trial.set_user_attr(name, getattr(record, name))
+        self.study.tell(active.trial, [quality, throughput])
+        self._told += 1
+        del self._active[active.trial.number]
+        self._finished_here += 1
+        self._keep_weights()
+        self.view.trial_ended(record, self.state())
+
+    def _fail(self, active: Active, evaluation: Evaluation) -> None:
+        for job_id in active.jobs:
+            self._idle(job_id)
+            self._owner.pop(job_id, None)
+            self.pool.cancel(job_id)
+        self._ready = deque(job for job in self._ready if job.id not in active.jobs)
+        self._append(evaluation)
+        active.trial.set_user_attr("reason", evaluation.reason)
+        self.study.tell(active.trial, state=TrialState.FAIL)
+        self._told += 1
+        del self._active[active.trial.number]
+        self._finished_here += 1
+        self._weights(active.layout.key).unlink(missing_ok=True)
+        self.view.trial_ended(self._records[active.layout.key], self.state())
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        active = self._owner.get(event.job)
+        if active is None:
+            return
+        job = active.jobs[event.job]
+        if isinstance(event, Started):
+            now = time.monotonic()
+            self._first_job = self._first_job or now
+            self._busy_since[event.worker] = now
+            self._worker_of[event.job] = event.worker
+            self._doing[event.worker] = f"trial {job.trial}: {'timing' if job.what == TIME else 'training'}"
+        elif isinstance(event, Progress):
+            worker = self._worker_of[event.job]
+            self._doing[worker] = (
+                f"trial {job.trial}: epoch {event.epoch} of {event.of}, training loss {event.train_loss:.3f}"
+            )
+            self.view.update(self.state())
+        elif isinstance(event, Lost):
+            self._idle(event.job)
+            del active.jobs[event.job], self._owner[event.job]
+            tries = (active.layout.key, job.what, job.seed)
+            self._losses[tries] += 1
+            if self._losses[tries] < TRIES_FOR_A_LOST_PROCESS:
+                self.view.notice(f"Trial {job.trial}: {event.reason}; trying once more.")
+                self._hand_in(active, what=job.what, seed=job.seed, to_epoch=job.to_epoch)
+            else:
+                reason = f"{job.what}: {event.reason}, {TRIES_FOR_A_LOST_PROCESS} times"
+                self._fail(active, job.evaluation(what=FAIL, reason=reason, ended=time.time()))
+        elif isinstance(event, Done):
+            self._idle(event.job)
+            self._last_result = time.monotonic()
+            del active.jobs[event.job], self._owner[event.job]
+            if event.evaluation.what == FAIL:
+                self._fail(active, event.evaluation)
+                return
+            if event.weights is not None and event.evaluation.seed == self.seeds[0]:
+                # Before the ledger line: what the ledger holds is never done again, so the weights must be there.
+                write_atomic(self._weights(active.layout.key), event.weights)
+            self._append(event.evaluation)
+            if not active.jobs:
+                self._advance(active)
+
+    def _idle(self, job_id: int) -> None:
+        worker = self._worker_of.pop(job_id, None)
+        if worker is not None:
+            self._doing.pop(worker, None)
+            self._busy_seconds += time.monotonic() - self._busy_since.pop(worker)
+
+    # -- what is kept -----------------------------------------------------------------------------------------------
+
+    def _append(self, evaluation: Evaluation) -> None:
+        self.ledger.append(evaluation)
+        self._refresh(evaluation.key)
+
+    def _refresh(self, key: str) -> None:
+        lines = self.ledger.of(key)
+        self._records[key] = trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0]
+
+    def _weights(self, key: str) -> Path:
+        return self.folder.weights / f"{key}.safetensors"
+
+    def _keep_weights(self) -> None:
+        """Keep the weights of the front, the hand-made baselines and what is under way; delete the rest."""
+        keep = {record.key for record in front_records(self.records(), self.measure)}
+        keep |= {record.key for record in self._records.values() if record.baseline}
+        keep |= {active.layout.key for active in self._active.values()}
+        for path in self.folder.weights.glob("*.safetensors"):
+            if path.stem not in keep:
+                path.unlink()
+
+    # -- starting and stopping --------------------------------------------------------------------------------------
+
+    def _recover(self) -> deque[tuple[dict[str, Any], dict[str, Any]]]:
+        """What has to be asked for again, and the baselines not asked for yet, in their order."""
+        self._release_running()
+        trials = self.study.get_trials(deepcopy=False)
+        alive = {
+            trial.user_attrs.get("key") for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)
+        }
+        todo: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        for trial in trials:
+            key = trial.user_attrs.get("key")
+            if _is_interrupted(trial) and key is not None and key not in alive:
+                kept: dict[str, Any] = {
+                    name: trial.user_attrs[name] for name in ("key", "baseline") if name in trial.user_attrs
+                }
+                # A trial that was enqueued and killed before all was suggested holds its parameters only there.
+                params = trial.system_attrs.get("fixed_params", trial.params)
+                todo.setdefault(key, (dict(params), kept))
+        for name, layout in self._baselines.items():
+            if layout.key not in alive and layout.key not in todo:
+                todo[layout.key] = (self.space.encode(layout), {"key": layout.key, "baseline": name})
+        return deque(todo.values())
+
+    def _release_running(self) -> None:
+        """Tell trials that no worker works on any more FAIL, so that none is left RUNNING for ever."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+
+
+_TOLD = (TrialState.COMPLETE, TrialState.FAIL)
+
+
+def _is_interrupted(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("interrupted"))
+
+
+def _counts_as_asked(trial: FrozenTrial) -> bool:
+    return trial.state in (*_TOLD, TrialState.WAITING)
+
+
+def _trailing_refusals(trials: list[FrozenTrial]) -> int:
+    count = 0
+    for trial in reversed(trials):
+        if _is_interrupted(trial) or trial.state == TrialState.WAITING:
+            continue
+        if trial.state != TrialState.PRUNED:
+            break
+        count += 1
+    return count
+
+
+def _points(records: list[TrialRecord], measure: str) -> list[Point]:
+    points = []
+    for record in records:
+        quality, throughput = record.quality(measure), record.log2_ratio
+        if record.state == COMPLETE and quality is not None and throughput is not None:
+            points.append(Point(record.key, quality, throughput))
+    return pareto_front(points)
+
+
+class _Stop:
+    """Turns SIGINT and SIGTERM into `Interrupted`, but only where nothing can be left half-written."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.waiting = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        if self.waiting:
+            self.waiting = False
+            raise Interrupted(signum)
+
+    def next(self, events: Iterator[Event]) -> Event | None:
+        self.waiting = True
+        try:
+            if self.signum is not None:
+                raise Interrupted(self.signum)
+            return next(events, None)
+        finally:
+            self.waiting = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {signum: signal.signal(signum, stop.handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,207 @@
+"""The folder of a study: what lies where, and how to read it back without touching it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvsearch.front import reference_point
+from mvsearch.ledger import StudyError, read_evaluations, write_atomic
+from mvsearch.record import COMPLETE, trial_records
+from mvsearch.report.data import StudyData
+
+# What may be changed when a study goes on: how much to do, never what is measured.
+CHANGEABLE = ("search.trials", "search.hours")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where a study's files are.
+
+    Attributes:
+        path: the folder, ``studies/<name>``.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "study.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, devices and conditions."""
+        return self.path / "environment.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What was measured."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """The sampler's memory."""
+        return self.path / "journal.log"
+
+    @property
+    def weights(self) -> Path:
+        """Weights of the front and the baselines."""
+        return self.path / "weights"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    def begin(self, resolved_yaml: str) -> bool:
+        """Write study.yaml, or compare with what is there.
+
+        Args:
+            resolved_yaml: the resolved configuration as text.
+
+        Returns:
+            True if the study is new.
+
+        Raises:
+            StudyError: if the study was started with settings that bear on what is measured and are different now.
+        """
+        self.weights.mkdir(parents=True, exist_ok=True)
+        new = not self.config.exists()
+        if not new:
+            changed = _differences(_read_yaml(self.config), _parse_yaml(resolved_yaml))
+            changed = [change for change in changed if change[0] not in CHANGEABLE]
+            if changed:
+                key, before, now = changed[0]
+                more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+                raise StudyError(
+                    f"{self.path}: started with {key} = {before!r}, and now it is {now!r}{more}. "
+                    f"Results of both cannot be mixed: take the old value, or another name with --set name=…"
+                )
+        write_atomic(self.config, resolved_yaml)
+        return new
+
+    def record_environment(self, environment: dict[str, Any]) -> None:
+        """Write environment.json, keeping one entry a launch.
+
+        Raises:
+            StudyError: if the data set is not the one the study was started with.
+        """
+        launches = []
+        if self.environment.exists():
+            before = json.loads(self.environment.read_text())
+            launches = before.get("launches", [])
+            if before["data"]["fingerprint"] != environment["data"]["fingerprint"]:
+                raise StudyError(
+                    f"{self.path}: the data has changed since the study was started (fingerprint "
+                    f"{before['data']['fingerprint']} then, {environment['data']['fingerprint']} now); take another "
+                    "name with --set name=…"
+                )
+        launches.append(environment.pop("launch"))
+        write_atomic(self.environment, json.dumps({**environment, "launches": launches}, indent=2) + "\n")
+
+
+def find_study(name_or_path: str, studies: Path = Path("studies")) -> StudyFolder:
+    """The folder of a study, given its name or its path.
+
+    Raises:
+        StudyError: if there is none, naming the nearest.
+    """
+    for path in (studies / name_or_path, Path(name_or_path)):
+        if (path / "study.yaml").is_file():
+            return StudyFolder(path)
+    near = difflib.get_close_matches(name_or_path, [folder.name for folder in list_studies(studies)], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else " `mvsearch list` shows what there is."
+    raise StudyError(f"study: there is no study {name_or_path!r} in {studies}/.{hint}")
+
+
+def list_studies(studies: Path = Path("studies")) -> list[StudyFolder]:
+    """All studies in a folder, by name."""
+    return [StudyFolder(path.parent) for path in sorted(studies.glob("*/study.yaml"))]
+
+
+def describe_study(folder: StudyFolder) -> str:
+    """A study in one line: how far it is, on which data."""
+    try:
+        study = load_study(folder)
+    except StudyError as error:
+        return str(error)
+    proxy = study.config["proxy"]
+    failed = f", {len(study.failed)} failed" if study.failed else ""
+    return (
+        f"{len(study.complete)} of {study.config['search']['trials']} layouts{failed}, "
+        f"{len(study.front)} on the front; {proxy['data']}, {proxy['epochs']} epochs"
+    )
+
+
+def load_study(folder: StudyFolder) -> StudyData:
+    """Read a study for reports and tables; nothing is changed, and a running search is not disturbed.
+
+    Raises:
+        StudyError: if its files are damaged or nothing was measured yet.
+    """
+    config = _read_yaml(folder.config)
+    if not folder.environment.exists() or not folder.ledger.exists():
+        raise StudyError(f"{folder.path}: nothing has been measured yet; run `mvsearch launch {folder.config}`")
+    try:
+        environment = json.loads(folder.environment.read_text())
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{folder.environment}: not JSON ({error})") from None
+    evaluations = read_evaluations(folder.ledger)
+    records = trial_records(evaluations, epochs=config["proxy"]["epochs"], seeds=config["proxy"]["seeds"])
+    classes = environment["data"]["classes"]
+    measure = config["objectives"]["quality"]
+    baselines = [record for record in records if record.baseline and record.state == COMPLETE]
+    return StudyData(
+        name=folder.name,
+        records=records,
+        config=config,
+        environment=environment,
+        reference_point=reference_point(
+            baselines or [record for record in records if record.state == COMPLETE], classes, measure
+        ),
+        reference_key=environment["reference"],
+        classes=classes,
+        started=min((line.started for line in evaluations if line.started), default=0.0),
+        ended=max((line.ended for line in evaluations), default=0.0),
+        workers=environment["launches"][-1]["workers"],
+    )
+
+
+def _parse_yaml(text: str) -> dict[str, Any]:
+    import yaml
+
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return _parse_yaml(path.read_text())
+    except (yaml.YAMLError, OSError) as error:
+        raise StudyError(f"{path}: cannot be read ({error})") from None
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves in which two trees of plain data differ, as (dotted key, before, now)."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for name in [*before, *(name for name in now if name not in before)]:
+            found += _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+        return found
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        found = []
+        for number, (left, right) in enumerate(zip(before, now, strict=True)):
+            found += _differences(left, right, f"{key}.{number}")
+        return found
+    return [] if before == now else [(key, before, now)]

@@ -1,0 +1,240 @@
+"""What the terminal shows: spaces, the live panel of a launch, fronts. Everything that prints is here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mambavision.layout import LETTERS
+from mvsearch.record import COMPLETE, TrialRecord
+from mvsearch.report.words import duration, factor, percent, plural, scaled
+from mvsearch.strip import rich_strip
+from mvsearch.view import LaunchState, View
+
+if TYPE_CHECKING:
+    from mvsearch.report.data import StudyData
+    from mvsearch.space import SearchSpace, SpaceDescription
+
+ACCENT = "#0072B2"
+MIN_WIDTH = 80
+LINES_OF_FRONT = 8
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console at least 80 columns wide where the output is no terminal; honours NO_COLOR."""
+    found = Console(stderr=stderr, highlight=False)
+    if not found.is_terminal:
+        return Console(stderr=stderr, highlight=False, width=max(120, found.width), soft_wrap=True)
+    return found
+
+
+def complain(message: str) -> None:
+    """One clear message about what is wrong, on stderr."""
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), message))
+
+
+def record_line(record: TrialRecord, state: LaunchState) -> Text:
+    """A line about a trial that has ended."""
+    head = f"{state.finished + state.failed} of {state.wanted}  "
+    if record.state != COMPLETE:
+        return Text.assemble(head, (f"Trial {record.number} failed: {record.reason}", "red"))
+    name = f"  ({record.baseline})" if record.baseline else ""
+    numbers = f"  top-1 {percent(record.top1)}  NLL {record.nll:.3f}  {factor(record.ratio)}  "
+    return Text.assemble(head, rich_strip(record.layout), f"  width {record.layout['stages'][0]['dim']}", numbers, name)
+
+
+def front_lines(records: list[TrialRecord], *, title: str = "Pareto front") -> Table:
+    """The front as a table, most accurate last."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layout", no_wrap=True)
+    for name in ("width", "state", "params", "top-1", "NLL", "img/s", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for record in records:
+        stages = record.layout["stages"]
+        states = [str(stage["state"]) for stage in stages if any(LETTERS[letter].scans for letter in stage["blocks"])]
+        table.add_row(
+            Text.assemble(rich_strip(record.layout), (f" {record.baseline}" if record.baseline else "", "italic")),
+            str(stages[0]["dim"]),
+            "/".join(states) or "–",
+            scaled(record.params),
+            percent(record.top1),
+            f"{record.nll:.3f}",
+            f"{record.images_per_second:,.0f}",
+            factor(record.ratio),
+        )
+    return table
+
+
+class LaunchView(View):
+    """One live panel while a search runs; plain lines where the output is no terminal.
+
+    Args:
+        out: where to print.
+    """
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self._live: Live | None = None
+        self._last = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Show the panel while the block runs."""
+        if not self.out.is_terminal:
+            yield
+            return
+        with Live(
+            Text("starting workers …", style="dim"), console=self.out, refresh_per_second=4, transient=True
+        ) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def notice(self, text: str) -> None:
+        """A line of its own."""
+        self.out.print(Text(text, style="yellow"))
+
+    def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
+        """A plain line, or the panel anew; a failure is always worth a line."""
+        if self._live is None or record.state != COMPLETE:
+            self.out.print(record_line(record, state))
+        self.update(state, force=True)
+
+    def update(self, state: LaunchState, *, force: bool = False) -> None:
+        """The panel anew, at most four times a second."""
+        now = time.monotonic()
+        if self._live is None or (now - self._last < 0.25 and not force):
+            return
+        self._last = now
+        self._live.update(self._panel(state))
+
+    def _panel(self, state: LaunchState) -> Panel:
+        ended = state.finished + state.failed
+        failed = Text(f", {state.failed} failed", style="red") if state.failed else Text("")
+        left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
+        head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"   {duration(state.elapsed)}{left}")
+        more = f"workers busy {percent(state.utilisation, 0)}"
+        if state.hypervolume is not None:
+            more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
+        workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for worker, doing in state.running.items():
+            workers.add_row(Text(worker, style="dim"), doing)
+        bar = ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT)
+        parts: list[Any] = [head, bar, Text(more), workers]
+        if state.front:
+            shown = state.front[-LINES_OF_FRONT:]
+            hidden = len(state.front) - len(shown)
+            title = "Front so far" + (f" ({hidden} more)" if hidden else "")
+            parts += [Text(""), front_lines(shown, title=title)]
+        return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
+
+
+def print_outcome(out: Console, study: StudyData, files: list[str], *, utilisation: float | None, failed: int) -> None:
+    """The end of a launch: the front, the failures, the files, and what to type next."""
+    out.print()
+    out.print(front_lines(study.front))
+    if study.on_cpu:
+        out.print(
+            Text(
+                f"Throughput was timed on a CPU with the scan path '{study.scan}', a Python loop: this favours "
+                "attention for a kernel's reason. On a GPU the order may differ.",
+                style="dim",
+            )
+        )
+    if failed:
+        first = study.failed[0]
+        out.print(
+            Text(f"{plural(failed, 'trial')} failed; the first: trial {first.number}, {first.reason}", style="red")
+        )
+    busy = f" Workers were busy {percent(utilisation, 1)} of the time." if utilisation is not None else ""
+    out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{busy}")
+    out.print("Written: " + ", ".join(files))
+    out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}")
+
+
+def print_space(out: Console, description: SpaceDescription, *, notice: str | None = None) -> None:
+    """What a space holds: its size, budgets, tokens, costs, baselines and a few layouts."""
+    d = description
+    out.print(
+        Text.assemble(
+            (d.name, "bold"), f": {d.count:,} distinct layouts, {percent(d.share_within_budget)} within budget"
+        )
+    )
+    if notice:
+        out.print(Text(notice, style="yellow"))
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for key, values in d.searched.items():
+        facts.add_row(
+            Text(key, style="dim"), ", ".join("whole map" if value is None else str(value) for value in values)
+        )
+    out.print(facts)
+    sizes = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    sizes.add_column("tokens a window")
+    for number in range(1, len(d.proxy_tokens) + 1):
+        sizes.add_column(f"stage {number}", justify="right")
+    sizes.add_row(f"proxy, {d.proxy_image_size} px", *(_span(low, high) for low, high in d.proxy_tokens))
+    sizes.add_row(f"deployed, {d.deployed_image_size} px", *(_span(low, high) for low, high in d.deployed_tokens))
+    out.print(sizes)
+    units = {"params": "", "macs": "", "memory": "B"}
+    ranges = (
+        f"{name} {scaled(low, units[name])} to {scaled(high, units[name])}"
+        for name, (low, high) in d.cost_range.items()
+    )
+    out.print("Costs: " + ", ".join(ranges))
+    strips = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name, layout in d.baselines.items():
+        strips.add_row(Text(name, style="italic"), rich_strip(layout, numbers=True))
+    for number, layout in enumerate(d.samples, start=1):
+        strips.add_row(Text(f"sample {number}", style="dim"), rich_strip(layout, numbers=True))
+    out.print(strips)
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, done: int) -> None:
+    """What is about to happen, before it does."""
+    from mvsearch.space import describe
+
+    description = describe(space, samples=0)
+    config = space.config
+    out.print(
+        Text.assemble(
+            ("Study ", ""),
+            (config.name, "bold"),
+            "" if new else f", going on after {plural(done, 'layout')}",
+            f": {description.count:,} distinct layouts, {percent(description.share_within_budget)} within budget; "
+            f"{config.search.trials} to train, {plural(config.proxy.epochs, 'epoch')} of {config.proxy.data} "
+            f"and {plural(config.proxy.seeds, 'seed')} each",
+        )
+    )
+    tokens = ", ".join(
+        f"stage {number}: {_span(low, high)}"
+        for number, (low, high) in enumerate(description.proxy_tokens, start=1)
+        if config.layout.stages[number - 1].blocks != "C"
+    )
+    out.print(f"Tokens a window: {tokens}.  Workers: {workers}.  Sampler: {config.search.sampler}.")
+    baselines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name, layout in description.baselines.items():
+        baselines.add_row(Text(name, style="italic"), rich_strip(layout))
+    out.print(baselines)
+
+
+def print_studies(out: Console, rows: list[tuple[str, str]]) -> None:
+    """Names of studies with a sentence each."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, text in rows:
+        table.add_row(Text(name, style="bold"), text)
+    out.print(table)

@@ -1,0 +1,147 @@
+"""The conformance suite of pools: InlinePool and RayPool behave alike, and RayPool survives the death of a worker."""
+
+import time
+
+import pytest
+from fakes import MakeFakeWorker, true_nll, true_ratio
+
+from mambavision.layout import HybridLayout, StageLayout
+from mvsearch.evaluate.job import Done, Job, Lost, Progress, Started
+from mvsearch.pool import PoolError
+from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.ray_pool import RayPool
+
+
+def layout(width=16, blocks="MA"):
+    return HybridLayout(stages=(StageLayout(blocks=blocks, dim=width),))
+
+
+def job(number, what="train", **fields):
+    extra = {"seed": 0, "to_epoch": 3} if what == "train" else {}
+    return Job(**{"id": number, "what": what, "layout": layout(), "trial": number} | extra | fields)
+
+
+def inline(make):
+    return InlinePool(make, None)
+
+
+def on_ray(make):
+    return RayPool(make, None, workers=2)
+
+
+@pytest.fixture(params=[inline, on_ray], ids=["inline", "ray"])
+def open_pool(request):
+    pools = []
+
+    def opened(make):
+        pools.append(request.param(make))
+        return pools[-1]
+
+    yield opened
+    for pool in pools:
+        pool.close()
+
+
+def drain(pool, wanted, seconds=60.0):
+    """Events until so many jobs have ended."""
+    events = []
+    until = time.monotonic() + seconds
+    while sum(isinstance(event, Done | Lost) for event in events) < wanted:
+        assert time.monotonic() < until, f"only {events}"
+        events += pool.events(0.2)
+    return events
+
+
+def test_conformance(open_pool):
+    pool = open_pool(MakeFakeWorker())
+    assert pool.idle() == pool.workers
+    assert list(pool.events(0.0)) == []
+    kinds = ["time", "train", "train", "time", "train"]
+    for number, what in enumerate(kinds):
+        pool.submit(job(number, what, layout=layout(16 + 2 * number)))
+    assert pool.idle() == 0
+    events = drain(pool, len(kinds))
+    for number, what in enumerate(kinds):
+        own = [event for event in events if event.job == number]
+        assert isinstance(own[0], Started)
+        assert isinstance(own[-1], Done)
+        assert sum(isinstance(event, Done) for event in own) == 1
+        assert all(isinstance(event, Progress) for event in own[1:-1])
+        done = own[-1].evaluation
+        assert (done.what, done.trial, done.key) == (what, number, layout(16 + 2 * number).key)
+        if what == "time":
+            assert done.values["ratio"] == true_ratio(layout(16 + 2 * number))
+            assert own[-1].weights is None
+        else:
+            assert len(own) == 3
+            assert done.values["nll"] == true_nll(layout(16 + 2 * number), 0)
+            assert own[-1].weights
+    # Each worker has one job at a time: it never starts one before its last has ended.
+    running: dict[str, int] = {}
+    for event in events:
+        if isinstance(event, Started):
+            assert event.worker not in running
+            running[event.worker] = event.job
+        elif isinstance(event, Done):
+            running = {worker: number for worker, number in running.items() if number != event.job}
+    assert pool.idle() == pool.workers
+    assert list(pool.events(0.0)) == []
+
+
+def test_a_job_that_raises_is_done_with_its_reason_and_the_worker_goes_on(open_pool):
+    bad = layout(blocks="MM")
+    pool = open_pool(MakeFakeWorker(faults=((bad.key, "raise"),)))
+    pool.submit(job(0, layout=bad))
+    pool.submit(job(1))
+    ended = {event.job: event.evaluation for event in drain(pool, 2) if isinstance(event, Done)}
+    assert (ended[0].what, ended[0].reason) == ("fail", "train: it broke")
+    assert ended[1].what == "train"
+
+
+def test_a_cancelled_job_gives_no_more_events(open_pool):
+    pool = open_pool(MakeFakeWorker(seconds=0.2))
+    for number in range(4):
+        pool.submit(job(number, layout=layout(16 + 2 * number)))
+    pool.cancel(3)
+    seen = []
+    for event in pool.events(5.0):
+        seen.append(event)
+        break
+    first = seen[0].job
+    pool.cancel(first)
+    events = drain(pool, 2)
+    assert {event.job for event in events} == {0, 1, 2} - {first}
+    assert pool.idle() == pool.workers
+
+
+def test_the_pool_closes_while_jobs_run(open_pool):
+    pool = open_pool(MakeFakeWorker(seconds=0.5))
+    for number in range(3):
+        pool.submit(job(number))
+    next(iter(pool.events(1.0)))
+    pool.close()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_job_lost(tmp_path):
+    victim = layout(blocks="AA")
+    pool = on_ray(MakeFakeWorker(faults=((victim.key, "die once"),), marks=tmp_path))
+    try:
+        pool.submit(job(0, layout=victim))
+        pool.submit(job(1))
+        events = drain(pool, 2)
+        ends = {event.job: event for event in events if isinstance(event, Done | Lost)}
+        assert isinstance(ends[0], Lost)
+        assert "died" in ends[0].reason
+        assert isinstance(ends[1], Done)
+        assert pool.idle() == pool.workers
+        pool.submit(job(2, layout=victim))
+        assert isinstance(drain(pool, 1)[-1], Done)
+    finally:
+        pool.close()
+
+
+def test_what_is_not_there_is_refused():
+    with pytest.raises(PoolError, match="no GPU"):
+        RayPool(MakeFakeWorker(), None, gpus_per_trial=0.5)
+    with pytest.raises(PoolError, match="no Ray cluster can be reached"):
+        RayPool(MakeFakeWorker(), None, address="127.0.0.1:1")

@@ -1,0 +1,304 @@
+"""The loop with a worker that measures nothing: what is asked, told, kept and recovered."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from fakes import MakeFakeWorker, true_ratio
+
+from mvsearch.config import load_config
+from mvsearch.ledger import read_evaluations
+from mvsearch.pool.inline import InlinePool
+from mvsearch.record import COMPLETE, FAILED
+from mvsearch.search import Interrupted, Search, SearchFailed, open_optuna_study
+from mvsearch.space import SearchSpace
+from mvsearch.study import StudyFolder
+from mvsearch.timings import read_timings
+from mvsearch.view import View
+
+HERE = Path(__file__).parent
+
+
+def search_in(path, *overrides, make=None, timings=None, view=None):
+    config = load_config("stagewise", ["search.trials=14", *overrides])
+    space = SearchSpace(config, num_classes=10, in_chans=1)
+    folder = StudyFolder(path / config.name)
+    folder.path.mkdir(exist_ok=True)
+    folder.begin(config.resolved_yaml())
+    pool = InlinePool(make or MakeFakeWorker(), None)
+    return Search(config, space, folder, pool, timings=timings, view=view)
+
+
+def trials_of(search):
+    return search.study.get_trials(deepcopy=False)
+
+
+def told(search):
+    """Key and values of complete trials, in order."""
+    complete = [trial for trial in trials_of(search) if trial.state == optuna.trial.TrialState.COMPLETE]
+    return [(trial.user_attrs["key"], trial.values) for trial in complete]
+
+
+def test_a_search_trains_so_many_distinct_layouts_baselines_first(tmp_path):
+    search = search_in(tmp_path)
+    outcome = search.run()
+    records = search.records()
+    assert (outcome.complete, outcome.failed, outcome.exhausted) == (14, 0, False)
+    assert len({record.key for record in records}) == 14
+    names = ["all Mamba", "all attention", "last half", "first half", "alternating"]
+    assert sorted(record.baseline for record in records[:5]) == sorted(names)
+    assert all(record.baseline is None for record in records[5:])
+    for trial, record in zip(told(search), records, strict=True):
+        assert trial == (record.key, [-record.nll, record.log2_ratio])
+    assert all(search.space.excess(search.space.decode(search.space.encode(_layout(r)))) == {} for r in records)
+
+
+def _layout(record):
+    from mambavision.layout import HybridLayout
+
+    return HybridLayout.from_dict(record.layout)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_the_same_seed_asks_for_the_same_layouts_and_another_seed_for_others(tmp_path, sampler):
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        path = tmp_path / name
+        path.mkdir()
+        search = search_in(path, f"search.sampler={sampler}", f"search.seed={seed}", "search.trials=24")
+        search.run()
+        runs[name] = [key for key, _ in told(search)]
+    assert runs["a"] == runs["b"]
+    assert runs["a"][:5] == runs["c"][:5]
+    assert runs["a"][5:] != runs["c"][5:]
+
+
+def test_budgets_and_duplicates_are_refused_before_a_worker_sees_them(tmp_path):
+    log = tmp_path / "jobs"
+    search = search_in(tmp_path, "budgets.params.max=350000", make=MakeFakeWorker(log=log))
+    search.run()
+    refused = [trial for trial in trials_of(search) if trial.state == optuna.trial.TrialState.PRUNED]
+    assert refused
+    assert all(trial.constraints or "duplicate_of" in trial.user_attrs for trial in refused)
+    over = [trial for trial in refused if trial.constraints]
+    assert over
+    assert all(value > 0 for trial in over for value in trial.constraints.values())
+    jobs = log.read_text().splitlines()
+    assert len(jobs) == len(set(jobs)) == 28
+    assert all(record.params <= 350000 for record in search.records())
+
+
+def test_a_space_that_is_used_up_ends_well(tmp_path):
+    small = ["layout.width=16", "layout.stages.1.depth=2", "layout.stages.1.flips=0", "layout.stages.1.state=8"]
+    small += ["layout.stages.1.attention={min: 0, max: 2}", "layout.stages.2.depth=1", "layout.stages.2.state=8"]
+    small += ["layout.stages.2.attention={min: 0, max: 1}", "search.trials=100"]
+    search = search_in(tmp_path, *small)
+    outcome = search.run()
+    assert outcome.exhausted
+    assert outcome.complete == search.space.count() == 8
+
+
+def test_a_failed_trial_has_its_reason_and_the_search_goes_on(tmp_path):
+    search = search_in(tmp_path)
+    bad = search.space.baselines()["first half"].key
+    search = search_in(tmp_path, make=MakeFakeWorker(faults=((bad, "raise"),)))
+    outcome = search.run()
+    assert (outcome.complete, outcome.failed) == (13, 1)
+    record = next(record for record in search.records() if record.key == bad)
+    assert (record.state, record.reason) == (FAILED, "time: it broke")
+    (failed,) = [trial for trial in trials_of(search) if trial.state == optuna.trial.TrialState.FAIL]
+    assert failed.user_attrs["reason"] == "time: it broke"
+    again = search_in(tmp_path)
+    assert again.run().failed == 1
+
+
+def test_when_all_fail_the_search_fails_with_the_first_reason(tmp_path):
+    search = search_in(tmp_path, make=MakeFakeWorker(faults=(("*", "raise"),)))
+    with pytest.raises(SearchFailed, match="all 14 trials failed; the first: time: it broke"):
+        search.run()
+
+
+def test_a_lost_process_is_tried_twice(tmp_path):
+    from mvsearch.evaluate.job import Lost
+
+    class Losing(InlinePool):
+        lost = 0
+
+        def events(self, timeout):
+            for event in super().events(timeout):
+                if event.job in losing and self.lost < times:
+                    self.lost += 1
+                    losing.add(event.job + 1)
+                    self.cancel(event.job)
+                    yield Lost(event.job, "the process died")
+                    return
+                yield event
+
+    for times, failed in ((1, 0), (2, 1)):
+        path = tmp_path / str(times)
+        path.mkdir()
+        losing = {0}
+        search = search_in(path)
+        search.pool = Losing(MakeFakeWorker(), None)
+        outcome = search.run()
+        assert (outcome.complete, outcome.failed) == (14 - failed, failed)
+        if failed:
+            assert search.records()[0].reason == "time: the process died, 2 times"
+
+
+def test_several_seeds_are_replicates_of_one_trial(tmp_path):
+    search = search_in(tmp_path, "proxy.seeds=3", "search.trials=6")
+    search.run()
+    assert len(told(search)) == 6
+    for record in search.records():
+        assert len(record.seeds) == 3
+        assert record.nll_se is not None
+        values = [line.values["nll"] for line in record.evaluations if line.what == "train"]
+        assert record.nll == pytest.approx(sum(values) / 3)
+
+
+def test_weights_of_front_and_baselines_are_kept_and_no_others(tmp_path):
+    search = search_in(tmp_path, "search.trials=30")
+    search.run()
+    kept = {path.stem for path in search.folder.weights.iterdir()}
+    front = {record.key for record in search.state().front}
+    assert kept == front | {record.key for record in search.records() if record.baseline}
+    assert len(kept) < 30
+
+
+def test_recorded_timings_are_taken_and_give_the_same_trials(tmp_path):
+    first = search_in(tmp_path)
+    first.run()
+    other = tmp_path / "other"
+    other.mkdir()
+    log = tmp_path / "jobs"
+    second = search_in(other, make=MakeFakeWorker(log=log), timings=read_timings(first.folder.ledger))
+    second.run()
+    assert told(second) == told(first)
+    assert all(line.startswith("train") for line in log.read_text().splitlines())
+    timings = [line for line in second.ledger.evaluations if line.what == "time"]
+    assert {line.conditions["source"] for line in timings} == {str(first.folder.ledger)}
+
+
+class StopAfter(View):
+    """Sends this process a signal while the n-th progress is shown."""
+
+    def __init__(self, count, signum):
+        self.left, self.signum = count, signum
+
+    def update(self, state):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(self.signum)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_nothing_is_left_running(tmp_path, signum):
+    search = search_in(tmp_path, view=StopAfter(12, signum))
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as stopped:
+        search.run()
+    assert stopped.value.signum == signum
+    assert signal.getsignal(signum) == before
+    assert not [trial for trial in trials_of(search) if trial.state == optuna.trial.TrialState.RUNNING]
+    whole = search_in(tmp_path)
+    assert whole.run().complete == 14
+
+
+DRIVER = """
+import os, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import fakes
+from test_search import search_in
+count = 0
+def kill_when_due(*ignored):
+    global count
+    count += 1
+    if count == {moment}:
+        os.kill(os.getpid(), 9)
+import mvsearch.ledger, mvsearch.search, optuna
+real = os.fsync
+def fsync(descriptor):
+    kill_when_due()
+    real(descriptor)
+    kill_when_due()
+os.fsync = fsync
+search_in(Path({path!r}), "search.trials=16", make=fakes.MakeFakeWorker(log=Path({path!r}) / "jobs")).run()
+"""
+
+
+def drive(path, moment):
+    code = DRIVER.format(here=str(HERE), path=str(path), moment=moment)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(tmp_path):
+    """The driver is killed at writes, before and after they reach the disk, again and again until it gets through."""
+    (tmp_path / "whole").mkdir()
+    whole = search_in(tmp_path / "whole", "search.trials=16")
+    whole.run()
+    path = tmp_path / "killed"
+    path.mkdir()
+    kills = 0
+    while (ended := drive(path, 23 + 11 * kills)).returncode == -signal.SIGKILL:
+        kills += 1
+        assert kills < 60
+    assert ended.returncode == 0, ended.stderr
+    assert kills >= 5
+    resumed = search_in(path, "search.trials=16")
+    assert told(resumed) == told(whole)
+    lines = read_evaluations(resumed.folder.ledger)
+    assert len({line.identity for line in lines}) == len(lines) == 32
+    assert not [trial for trial in trials_of(resumed) if trial.state == optuna.trial.TrialState.RUNNING]
+    jobs = (path / "jobs").read_text().splitlines()
+    assert len(jobs) <= 32 + kills
+
+
+def test_killed_once_in_the_middle_the_same_trials_and_values_come_out(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = search_in(tmp_path / "whole", "search.trials=16")
+    whole.run()
+    path = tmp_path / "killed"
+    path.mkdir()
+    assert drive(path, 301).returncode == -signal.SIGKILL
+    in_flight = open_optuna_study(StudyFolder(path / "stagewise"))
+    assert 3 < len(in_flight.get_trials()) < 21
+    resumed = search_in(path, "search.trials=16")
+    resumed.run()
+    assert told(resumed) == told(whole)
+
+
+def test_what_is_in_the_ledger_but_was_not_told_is_told_without_measuring_again(tmp_path):
+    search = search_in(tmp_path, "search.trials=6")
+    search.run()
+    lines = search.folder.journal.read_text().splitlines()
+    last_told = max(number for number, line in enumerate(lines) if json.loads(line)["op_code"] == 6)
+    search.folder.journal.write_text("\n".join(lines[:last_told]) + "\n")
+    log = tmp_path / "jobs"
+    again = search_in(tmp_path, "search.trials=6", make=MakeFakeWorker(log=log))
+    assert again.run().complete == 6
+    assert not log.exists()
+    assert len(told(again)) == 6
+
+
+def test_the_time_limit_ends_the_asking(tmp_path):
+    search = search_in(tmp_path, "search.trials=500", "search.hours=0.0002", make=MakeFakeWorker(seconds=0.05))
+    outcome = search.run()
+    assert 1 <= outcome.complete < 100
+    assert all(record.state == COMPLETE for record in search.records())
+
+
+def test_utilisation_counts_only_time_in_which_a_worker_was_busy(tmp_path):
+    slow = search_in(tmp_path, "search.trials=6", make=MakeFakeWorker(seconds=0.2))
+    began = time.monotonic()
+    outcome = slow.run()
+    assert outcome.seconds <= time.monotonic() - began
+    assert 12 * 0.2 / outcome.seconds <= outcome.utilisation <= 1.0
+    assert true_ratio(slow.space.reference()) > 0
