@@ -77,7 +77,8 @@ def main() -> None:
 
     print(
         f"{config.name}: {config.proxy.data} ({data.fingerprint}), {len(data.train.labels):,} images x "
-        f"{config.proxy.epochs} epochs at {config.proxy.image_size} px, {len(data.val.labels):,} validation images, {args.seeds} seeds; "
+        f"{config.proxy.epochs} epochs at {config.proxy.image_size} px, "
+        f"{len(data.val.labels):,} validation images, {args.seeds} seeds; "
         f"torch {torch.__version__}, {args.workers} workers, {processor()}, {time.time() - began:.0f} s"
     )
     print(f"{'layout':<28} {'pattern':<16} {'NLL':>7} {'sd':>6} {'top-1 %':>8} {'sd':>6} {'seconds':>8}")

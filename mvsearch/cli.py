@@ -25,10 +25,10 @@ class _Verbs(TyperGroup):
             from mvsearch.terminal import complain
 
             complain(str(error) if code == 2 or not isinstance(error, OSError) else f"cannot go on: {error}")
+            kept = code > 2 or isinstance(error, OSError)
         except KeyboardInterrupt:
-            code = 130
-        if code in (1, 130, 143) and "launch" in sys.argv[1:2]:
-            # What was measured is kept, so the same command goes on.
+            code, kept = 130, True
+        if kept and sys.argv[1:2] == ["launch"]:
             typer.echo(f"To go on: mvsearch {shlex.join(sys.argv[1:])}", err=True)
         raise typer.Exit(code)
 

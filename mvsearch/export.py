@@ -13,7 +13,7 @@ from mvsearch.front import PICKS, pick, point_of
 from mvsearch.ledger import StudyError
 from mvsearch.record import TRAIN, TrialRecord
 from mvsearch.report.data import StudyData
-from mvsearch.report.words import percent, scaled
+from mvsearch.report.words import percent, plural, scaled
 from mvsearch.study import StudyFolder
 
 
@@ -161,7 +161,7 @@ def card(study: StudyData, record: TrialRecord, name: str) -> str:
         else ""
     )
     size = proxy["image_size"]
-    trained_on = f"{data['train_images']:,} images of {data['name']} for {proxy['epochs']} epochs at {size} px"
+    trained_on = f"{data['train_images']:,} images of {data['name']} for {plural(proxy['epochs'], 'epoch')} at {size} px"
     proxy_note = (
         f"The layout is deployed with stem stride {record.layout['stem_stride']}; the proxy was trained with "
         f"{proxy['stem_stride']}, to which the accuracy above belongs.\n\n"

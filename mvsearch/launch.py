@@ -90,8 +90,9 @@ def open_pool(make_worker: MakeWorker, data: ImageData, where: Where) -> Pool:
     if where.address is None and (where.workers == 1 or (where.workers is None and max(gpus, cores) == 1)):
         if where.gpus_per_trial and not gpus:
             raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} asked for, and there is no GPU here")
+        threads = int(os.environ.get("OMP_NUM_THREADS", cores))
         on_gpu = gpus > 0 and where.gpus_per_trial != 0
-        return InlinePool(make_worker, data, device="cuda:0" if on_gpu else "cpu", threads=cores)
+        return InlinePool(make_worker, data, device="cuda:0" if on_gpu else "cpu", threads=threads)
     from mvsearch.pool.ray_pool import RayPool
 
     return RayPool(

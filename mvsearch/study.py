@@ -12,6 +12,7 @@ from mvsearch.front import reference_point
 from mvsearch.ledger import StudyError, read_evaluations, write_atomic
 from mvsearch.record import COMPLETE, trial_records
 from mvsearch.report.data import StudyData
+from mvsearch.report.words import plural
 
 # What may be changed when a study goes on: how much to do, never what is measured.
 CHANGEABLE = ("search.trials", "search.hours")
@@ -138,7 +139,7 @@ def describe_study(folder: StudyFolder) -> str:
     failed = f", {len(study.failed)} failed" if study.failed else ""
     return (
         f"{len(study.complete)} of {study.config['search']['trials']} layouts{failed}, "
-        f"{len(study.front)} on the front; {proxy['data']}, {proxy['epochs']} epochs"
+        f"{len(study.front)} on the front; {proxy['data']}, {plural(proxy['epochs'], 'epoch')}"
     )
 
 
