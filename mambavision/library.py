@@ -1,0 +1,287 @@
+"""Models by name: the published layouts, and entries of one's own in a folder.
+
+An entry is a folder ``<name>/`` with config.json, model.safetensors and card.md under `library_root`. This module
+imports torch only when a model is built or weights are written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mambavision.layout import HybridLayout, LayoutError, StageLayout, last_half
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mambavision.model import MambaVision
+
+ARCHITECTURE = "mambavision"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class LibraryError(ValueError):
+    """An entry that cannot be found, read or written; the message says which and why."""
+
+
+def _published(
+    dim: int,
+    in_dim: int,
+    depths: tuple[int, int, int, int],
+    heads: tuple[int, int],
+    drop_path_rate: float,
+    *,
+    windows: tuple[int, int] = (14, 7),
+    layer_scale: float | None = None,
+    size: int = 224,
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+) -> dict[str, Any]:
+    conv = [StageLayout(blocks="C" * depths[i], dim=dim << i) for i in (0, 1)]
+    hybrid = [
+        StageLayout(
+            blocks=last_half(depths[i]),
+            dim=dim << i,
+            heads=heads[i - 2],
+            window=windows[i - 2],
+            layer_scale=layer_scale,
+        )
+        for i in (2, 3)
+    ]
+    return {
+        "architecture": ARCHITECTURE,
+        "layout": HybridLayout(stages=(*conv, *hybrid), in_dim=in_dim).to_dict(),
+        "num_classes": 1000,
+        "in_chans": 3,
+        "drop_path_rate": drop_path_rate,
+        "input_size": [3, size, size],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+    }
+
+
+# arXiv 2407.08083 and its published models: width, stem width, depths, heads of stages 3 and 4, stochastic depth.
+_L3 = (256, 64, (3, 3, 20, 10), (16, 32), 0.5)
+_L2 = (196, 64, (3, 3, 12, 5), (16, 32), 0.3)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "mambavision_t": _published(80, 32, (1, 3, 8, 4), (8, 16), 0.2),
+    "mambavision_t2": _published(80, 32, (1, 3, 11, 4), (8, 16), 0.2, crop_pct=0.98),
+    "mambavision_s": _published(96, 64, (3, 3, 7, 5), (8, 16), 0.2, crop_pct=0.93),
+    "mambavision_b": _published(128, 64, (3, 3, 10, 5), (8, 16), 0.3, layer_scale=1e-5),
+    "mambavision_l": _published(196, 64, (3, 3, 10, 5), (16, 32), 0.3, layer_scale=1e-5),
+    "mambavision_l2": _published(*_L2, layer_scale=1e-5),
+    "mambavision_l2_512": _published(
+        *_L2, layer_scale=1e-5, windows=(32, 16), size=512, crop_pct=0.93, crop_mode="squash"
+    ),
+    "mambavision_l3": _published(*_L3, layer_scale=1e-5, windows=(16, 8), size=256),
+    "mambavision_l3_512": _published(
+        *_L3, layer_scale=1e-5, windows=(32, 16), size=512, crop_pct=0.93, crop_mode="squash"
+    ),
+}
+"""Configurations of the published models; their weights are not part of this library."""
+
+
+def library_root() -> Path:
+    """Folder of one's own entries: ``$MAMBAVISION_LIBRARY``, else the platform's user data folder."""
+    if root := os.environ.get("MAMBAVISION_LIBRARY"):
+        return Path(root).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("mambavision"))
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes: the published layouts, then one's own entries, each sorted."""
+    root = library_root()
+    own = sorted(path.parent.name for path in root.glob("*/config.json") if _NAME.fullmatch(path.parent.name))
+    return sorted(PUBLISHED) + [name for name in own if name not in PUBLISHED]
+
+
+def load_entry_config(name: str) -> dict[str, Any]:
+    """The configuration of an entry, published or one's own, as plain data.
+
+    Holds at least ``architecture``, ``layout``, ``num_classes``, ``in_chans``, ``input_size`` (channels, height, width
+    in pixels), ``mean`` and ``std`` of the image normalisation.
+
+    Raises:
+        LibraryError: if there is no such entry, or its file is damaged.
+    """
+    if name in PUBLISHED:
+        return json.loads(json.dumps(PUBLISHED[name]))
+    path = _folder(name) / "config.json"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, list_models(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise LibraryError(f"no model {name!r} in the library ({library_root()}).{hint} list_models() names them all.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LibraryError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
+        raise LibraryError(f"{path}: architecture is not {ARCHITECTURE!r}")
+    for field in ("layout", "num_classes", "in_chans"):
+        if field not in config:
+            raise LibraryError(f"{path}: {field} is missing")
+    return config
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    pretrained: bool = False,
+    *,
+    drop_path_rate: float | None = None,
+    dt_init: str = "official",
+    **overrides: Any,
+) -> MambaVision:
+    """Build a model by name.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: width of the classifier; None takes the entry's (published: 1000), 0 leaves it out. With
+            `pretrained`, another number than the entry's keeps a fresh classifier.
+        in_chans: channels of the image; None takes the entry's (published: 3).
+        pretrained: load the entry's weights.
+        drop_path_rate: stochastic depth; None takes the entry's, published ones their published rate, else 0.
+        dt_init: ``"official"`` or ``"mamba"``, see `MambaVision`.
+        **overrides: fields of the layout or its stages (one value, or a list with one a stage), e.g.
+            ``window=[8, 8, 7, 7]``; see `HybridLayout.override`.
+
+    Raises:
+        LibraryError: unknown name, damaged entry, or weights that are missing or do not fit.
+        LayoutError: an override that is not allowed.
+    """
+    config = load_entry_config(name)
+    if pretrained and name in PUBLISHED:
+        raise LibraryError(
+            f"{name}: published weights are not shipped with this library. If you hold them, build the model without "
+            "pretrained and pass their state dict to mambavision.load_released_weights(model, state_dict)."
+        )
+    from mambavision.model import MambaVision
+    from mambavision.released import load_released_weights
+
+    try:
+        layout = HybridLayout.from_dict(config["layout"])
+    except LayoutError as error:
+        raise LibraryError(f"{name}: its config.json holds no valid layout ({error})") from None
+    model = MambaVision(
+        layout.override(**overrides),
+        num_classes=config["num_classes"] if num_classes is None else num_classes,
+        in_chans=config["in_chans"] if in_chans is None else in_chans,
+        drop_path_rate=config.get("drop_path_rate", 0.0) if drop_path_rate is None else drop_path_rate,
+        dt_init=dt_init,
+    )
+    if pretrained:
+        weights = _read_weights(name)
+        if model.num_classes != config["num_classes"]:
+            fresh = {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
+            weights = {key: value for key, value in weights.items() if not key.startswith("head.")} | fresh
+        try:
+            load_released_weights(model, weights)
+        except ValueError as error:
+            raise LibraryError(f"{name}: {error}") from None
+    return model
+
+
+def save_entry(
+    name: str,
+    layout: HybridLayout,
+    state_dict: Mapping[str, Tensor],
+    *,
+    num_classes: int,
+    in_chans: int,
+    config: Mapping[str, Any],
+    card: str,
+    overwrite: bool = False,
+) -> Path:
+    """Write an entry, whole or not at all.
+
+    Args:
+        name: letters, digits, ``.``, ``_`` and ``-``; not a published name.
+        layout: its architecture.
+        state_dict: weights of a `MambaVision` of that layout.
+        num_classes: width of its classifier.
+        in_chans: channels of its images.
+        config: what else config.json shall hold; ``input_size``, ``mean`` and ``std`` at least.
+        card: text of card.md.
+        overwrite: replace an entry of that name.
+
+    Returns:
+        The entry's folder.
+
+    Raises:
+        LibraryError: a name that is not allowed or taken, weights that do not fit the layout, or a missing field.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from mambavision.model import MambaVision
+    from mambavision.released import misfit
+
+    folder = _folder(name)
+    if name in PUBLISHED:
+        raise LibraryError(f"name: {name!r} is a published model's name; choose another")
+    if folder.exists() and not overwrite:
+        raise LibraryError(f"name: {name!r} exists already ({folder}); choose another, or overwrite it")
+    for field in ("input_size", "mean", "std"):
+        if field not in config:
+            raise LibraryError(f"config: {field} is missing; an entry says how its images are prepared")
+    with torch.device("meta"):
+        problem = misfit(MambaVision(layout, num_classes, in_chans), state_dict)
+    if problem:
+        raise LibraryError(f"{name}: {problem}")
+
+    data = dict(config) | {
+        "architecture": ARCHITECTURE,
+        "layout": layout.to_dict(),
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+    }
+    # Copies, as safetensors takes neither shared memory nor other strides.
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that the rename below is one step of the file system; a dot hides it from list_models.
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        (new / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        (new / "card.md").write_text(card, encoding="utf-8")
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        if overwrite and folder.exists():
+            os.rename(folder, Path(scratch) / "old")
+        try:
+            os.rename(new, folder)
+        except OSError as error:
+            raise LibraryError(f"name: {name!r} cannot be written ({error})") from None
+    return folder
+
+
+def _folder(name: str) -> Path:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise LibraryError(f"name: {name!r} is not allowed; letters, digits, '.', '_' and '-', up to 100")
+    return library_root() / name
+
+
+def _read_weights(name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _folder(name) / "model.safetensors"
+    if not path.is_file():
+        raise LibraryError(f"{name}: its weights are missing ({path})")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise LibraryError(f"{path}: cannot be read ({error})") from None

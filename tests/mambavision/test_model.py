@@ -1,0 +1,294 @@
+"""MambaVision against a slow, plain form of its equations, and its behaviour as a module."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layouts import columnar, three_stages
+from torch import Tensor
+
+from mambavision.layout import HybridLayout, StageLayout
+from mambavision.mixers import Attention, MambaVisionMixer
+from mambavision.model import MambaVision, from_windows, to_windows
+
+# -- the equations again, one token, channel and state at a time, from the weights by name ---------------------------
+
+
+def plain_mamba(w: dict[str, Tensor], h: Tensor) -> Tensor:
+    """(tokens, C) to (tokens, C)."""
+    length, dim = h.shape
+    half, state, rank = dim // 2, w["A_log"].shape[1], math.ceil(dim / 16)
+    xz = h @ w["in_proj.weight"].T
+
+    def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+        k = kernel.shape[2]
+        left = (k - 1) // 2
+        out = torch.zeros_like(x)
+        for t in range(length):
+            for i in range(k):
+                if 0 <= t + i - left < length:
+                    out[t] += kernel[:, 0, i] * x[t + i - left]
+        return out * torch.sigmoid(out)
+
+    x = convolve(xz[:, :half], w["conv1d_x.weight"])
+    z = convolve(xz[:, half:], w["conv1d_z.weight"])
+    projected = x @ w["x_proj.weight"].T
+    dt, b, c = projected[:, :rank], projected[:, rank : rank + state], projected[:, rank + state :]
+    bias = w["dt_proj.bias"]
+    delta = torch.log1p(torch.exp(dt @ w["dt_proj.weight"].T + bias + bias))
+    y = torch.zeros_like(x)
+    for channel in range(half):
+        for n in range(state):
+            s = torch.tensor(0.0, dtype=h.dtype)
+            for t in range(length):
+                s = torch.exp(-delta[t, channel] * torch.exp(w["A_log"][channel, n])) * s
+                s = s + delta[t, channel] * x[t, channel] * b[t, n]
+                y[t, channel] += s * c[t, n]
+        y[:, channel] += w["D"][channel] * x[:, channel]
+    return torch.cat([y, z], dim=1) @ w["out_proj.weight"].T
+
+
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(((x - mean) ** 2).mean(-1, keepdim=True) + 1e-5) * weight + bias
+
+
+def plain_attention(w: dict[str, Tensor], h: Tensor, heads: int) -> Tensor:
+    q, k, v = (h @ w["qkv.weight"].T + w["qkv.bias"]).split(h.shape[1], dim=1)
+    out = []
+    width = h.shape[1] // heads
+    for i in range(heads):
+        part = slice(i * width, (i + 1) * width)
+        qi, ki = q[:, part], k[:, part]
+        if "q_norm.weight" in w:
+            qi = plain_norm(qi, w["q_norm.weight"], w["q_norm.bias"])
+            ki = plain_norm(ki, w["k_norm.weight"], w["k_norm.bias"])
+        out.append(torch.softmax(qi @ ki.T / math.sqrt(width), dim=1) @ v[:, part])
+    return torch.cat(out, dim=1) @ w["proj.weight"].T + w["proj.bias"]
+
+
+def plain_stage(weights: dict[str, Tensor], stage: StageLayout, image: Tensor) -> Tensor:
+    """Blocks of a hybrid stage on a map (B, C, H, W), window by window."""
+    batch, dim, height, width = image.shape
+    rows, columns = (height, width) if stage.window is None else (stage.window, stage.window)
+    down, across = math.ceil(height / rows), math.ceil(width / columns)
+    padded = torch.zeros(batch, dim, down * rows, across * columns, dtype=image.dtype)
+    padded[:, :, :height, :width] = image
+    out = torch.zeros_like(padded)
+    for b in range(batch):
+        for i in range(down):
+            for j in range(across):
+                where = (b, slice(None), slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
+                x = padded[where].reshape(dim, -1).T
+                for n, letter in enumerate(stage.blocks):
+                    x = plain_block(weights, f"blocks.{n}.", letter, stage.heads, x)
+                out[where] = x.T.reshape(dim, rows, columns)
+    return out[:, :, :height, :width]
+
+
+def plain_block(weights: dict[str, Tensor], prefix: str, letter: str, heads: int, x: Tensor) -> Tensor:
+    w = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    mixer = {name.removeprefix("mixer."): value for name, value in w.items() if name.startswith("mixer.")}
+    h = plain_norm(x, w["norm1.weight"], w["norm1.bias"])
+    mixed = plain_mamba(mixer, h) if letter == "M" else plain_attention(mixer, h, heads)
+    x = x + w.get("gamma_1", 1.0) * mixed
+    h = plain_norm(x, w["norm2.weight"], w["norm2.bias"]) @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"]
+    h = 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
+    return x + w.get("gamma_2", 1.0) * (h @ w["mlp.fc2.weight"].T + w["mlp.fc2.bias"])
+
+
+def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights far from where they start, so that no term is near zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2, generator=generator)
+            elif value.is_floating_point():
+                value.add_(torch.randn(value.shape, generator=generator, dtype=value.dtype), alpha=0.3)
+    return model
+
+
+STAGES = {
+    "whole map": {"window": None},
+    "exact windows": {"window": 2},
+    "padded windows": {"window": 3},
+    "window larger than the map": {"window": 7},
+    "even kernel": {"window": 3, "conv_kernel": 4},
+    "wide kernel": {"conv_kernel": 7},
+    "layer scale": {"layer_scale": 0.5},
+    "narrow MLP": {"mlp_ratio": 1.5},
+    "qk_norm": {"qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("case", STAGES)
+def test_hybrid_stage_equals_the_plain_equations(case: str) -> None:
+    layout = three_stages("MAMA", dim=6, **STAGES[case])
+    model = randomised(MambaVision(layout, num_classes=3)).double().eval()
+    level = model.levels[1]
+    image = torch.randn(2, 12, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = plain_stage(level.state_dict(), layout.stages[1], image)
+        torch.testing.assert_close(level.forward_blocks(image), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_conv_parts_equal_the_plain_equations() -> None:
+    layout = HybridLayout(stages=(StageLayout(blocks="C", dim=5, layer_scale=0.5),), in_dim=4)
+    model = randomised(MambaVision(layout, num_classes=3)).double().eval()
+    w = model.state_dict()
+
+    def norm(x: Tensor, prefix: str, eps: float) -> Tensor:
+        mean, var, weight, bias = (
+            w[f"{prefix}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / torch.sqrt(var + eps) * weight + bias
+
+    x = image = torch.randn(2, 3, 13, 9, dtype=torch.float64)
+    for i in (0, 3):
+        x = F.conv2d(x, w[f"patch_embed.conv_down.{i}.weight"], None, 2, 1)
+        x = torch.relu(norm(x, f"patch_embed.conv_down.{i + 1}", 1e-4))
+    block = "levels.0.blocks.0"
+    y = norm(F.conv2d(x, w[f"{block}.conv1.weight"], w[f"{block}.conv1.bias"], 1, 1), f"{block}.norm1", 1e-5)
+    y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    y = norm(F.conv2d(y, w[f"{block}.conv2.weight"], w[f"{block}.conv2.bias"], 1, 1), f"{block}.norm2", 1e-5)
+    x = norm(x + w[f"{block}.gamma"][:, None, None] * y, "norm", 1e-5)
+    expected = x.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), expected)
+
+
+def test_mixer_looks_one_token_ahead_and_no_further() -> None:
+    mixer = randomised(MambaVisionMixer(8)).double()
+    x = torch.randn(1, 20, 8, dtype=torch.float64, requires_grad=True)
+    mixer(x)[0, 9].sum().backward()
+    reached = x.grad[0].abs().sum(1) > 0
+    assert reached.tolist() == [True] * 11 + [False] * 9
+
+
+@pytest.mark.parametrize("size", [(6, 6), (7, 5), (2, 9)])
+def test_windows_round_trip(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    windows = to_windows(x, (3, 3))
+    assert windows.shape == (2 * math.ceil(size[0] / 3) * math.ceil(size[1] / 3), 9, 3)
+    assert torch.equal(from_windows(windows, (3, 3), size), x)
+
+
+# -- behaviour as a module --------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "three stages": three_stages(),
+    "stem stride 1": three_stages(stem_stride=1, downsample=[1, 2]),
+    "stem stride 4": three_stages(stem_stride=4),
+    "one conv stage": HybridLayout(stages=(StageLayout(blocks="CC", dim=4),)),
+    "conv after hybrid": HybridLayout(
+        stages=(StageLayout(blocks="M", dim=4), StageLayout(blocks="C", dim=6), StageLayout(blocks="A", dim=5))
+    ),
+    "columnar": columnar(),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("size", [(32, 32), (20, 37)])
+def test_any_layout_runs_forward_and_backward(name: str, size: tuple[int, int]) -> None:
+    layout = LAYOUTS[name]
+    model = MambaVision(layout, num_classes=7, in_chans=2, drop_path_rate=0.1)
+    image = torch.randn(3, 2, *size)
+    features = model.forward_features(image)
+    assert features.shape == (3, model.num_features, *layout.feature_sizes(size)[-1])
+    assert model.forward_head(features, pre_logits=True).shape == (3, model.num_features)
+    logits = model(image)
+    assert logits.shape == (3, 7)
+    logits.square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+def test_no_classes_gives_pooled_features() -> None:
+    assert MambaVision(three_stages(), num_classes=0)(torch.randn(2, 3, 16, 16)).shape == (2, 32)
+
+
+def test_positions_of_the_patch_stem_follow_the_grid() -> None:
+    """Without positions, attention would not see the order of the patches."""
+    model = MambaVision(columnar("A"), num_classes=3).eval()
+    image = torch.randn(1, 3, 16, 24)
+    with torch.no_grad():
+        assert not torch.allclose(model(image), model(image.flip(3)), atol=1e-5)
+        assert model(torch.randn(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_weights_fit_layouts_that_differ_in_strides() -> None:
+    first = MambaVision(three_stages(stem_stride=4), num_classes=3)
+    MambaVision(three_stages(stem_stride=1, downsample=[1, 1]), num_classes=3).load_state_dict(first.state_dict())
+
+
+def test_drop_path_grows_linearly_over_all_blocks() -> None:
+    layout = HybridLayout(stages=(StageLayout(blocks="CC", dim=4), StageLayout(blocks="MAA", dim=4)))
+    model = MambaVision(layout, drop_path_rate=0.2)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for level in model.levels for block in level.blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_dt_inits() -> None:
+    layout = three_stages("M", dim=64)
+    official = MambaVision(layout).levels[1].blocks[0].mixer
+    assert torch.count_nonzero(official.dt_proj.bias) == 0
+    assert official.dt_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    mamba = MambaVision(layout, dt_init="mamba").levels[1].blocks[0].mixer
+    steps = F.softplus(mamba.dt_proj.bias)
+    assert 1e-4 <= steps.min() < 0.01 < steps.max() <= 0.1001
+    assert mamba.dt_proj.weight.abs().max() <= mamba.rank**-0.5
+    assert mamba.dt_proj.weight.std() > 0.1
+    for mixer in (official, mamba):
+        torch.testing.assert_close(-torch.exp(mixer.A_log), -torch.arange(1.0, 5.0).expand(64, 4))
+        assert torch.equal(mixer.D, torch.ones(64))
+
+
+def test_no_weight_decay_names_the_scan() -> None:
+    names = MambaVision(three_stages("MA")).no_weight_decay()
+    assert names == {f"levels.{i}.blocks.0.mixer.{name}" for i in (1, 2) for name in ("A_log", "D", "dt_proj.bias")}
+
+
+def test_attention_dropout_only_while_training() -> None:
+    attention = Attention(8, 2, attn_drop=0.9)
+    x = torch.randn(1, 30, 8)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
+
+
+def test_autocast_runs_close_to_float32() -> None:
+    model = randomised(MambaVision(three_stages("MA"), num_classes=3)).eval()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = model(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(image)
+    assert (mixed.float() - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+def test_builds_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = MambaVision(three_stages(), drop_path_rate=0.1)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_exports_with_the_scan_as_one_node() -> None:
+    model = MambaVision(three_stages("MA"), num_classes=3).eval()
+    image = torch.randn(2, 3, 16, 16)
+    program = torch.export.export(model, (image,))
+    scans = [node for node in program.graph.nodes if "mambavision.selective_scan" in str(node.target)]
+    assert len(scans) == 2
+    torch.testing.assert_close(program.module()(image), model(image))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("num_classes", -1), ("in_chans", 0), ("drop_path_rate", 1.0), ("dt_init", "oficial")]
+)
+def test_bad_arguments_are_named(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{argument}: {value!r} is not allowed"):
+        MambaVision(three_stages(), **{argument: value})
