@@ -161,7 +161,9 @@ def card(study: StudyData, record: TrialRecord, name: str) -> str:
         else ""
     )
     size = proxy["image_size"]
-    trained_on = f"{data['train_images']:,} images of {data['name']} for {plural(proxy['epochs'], 'epoch')} at {size} px"
+    trained_on = (
+        f"{data['train_images']:,} images of {data['name']} for {plural(proxy['epochs'], 'epoch')} at {size} px"
+    )
     proxy_note = (
         f"The layout is deployed with stem stride {record.layout['stem_stride']}; the proxy was trained with "
         f"{proxy['stem_stride']}, to which the accuracy above belongs.\n\n"
