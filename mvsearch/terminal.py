@@ -130,7 +130,8 @@ class LaunchView(View):
         workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for worker, doing in state.running.items():
             workers.add_row(Text(worker, style="dim"), doing)
-        bar = ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT)
+        bar = Table.grid(expand=True)  # a bar by itself does not end its line
+        bar.add_row(ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT))
         parts: list[Any] = [head, bar, Text(more), workers]
         if state.front:
             shown = state.front[-LINES_OF_FRONT:]

@@ -66,8 +66,8 @@ def measure(
     Returns:
         ``images_per_second`` (median of the windows), ``ratio`` (median over windows of model / mean of the two
         reference windows beside it), ``iqr`` (of those quotients, over their median), ``windows`` and
-        ``reference_windows`` (img/s), ``drift`` (last reference window over the first, minus 1) and ``repeats``: the
-        measurement is repeated, at most twice, while the reference drifts by more than 2 %; the steadiest one is kept.
+        ``reference_windows`` (img/s), ``drift`` (median of the later half of the reference windows over that of the
+        earlier half, minus 1) and ``repeats``: the measurement is repeated, at most twice, while the reference drifts by more than 2 %; the steadiest one is kept.
     """
     autocast = autocast_for(dtype, images.device)
 
@@ -95,7 +95,8 @@ def measure(
             around.append(run(reference, window_s, 1))
         quotients = [value / ((left + right) / 2) for value, left, right in zip(own, around, around[1:], strict=False)]
         ratio = statistics.median(quotients)
-        drift = around[-1] / around[0] - 1
+        half = len(around) // 2
+        drift = statistics.median(around[-half:]) / statistics.median(around[:half]) - 1
         found = {
             "images_per_second": statistics.median(own),
             "ratio": ratio,

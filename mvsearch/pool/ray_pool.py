@@ -48,6 +48,8 @@ class RayPool:
         # Read by Ray when it is imported or started: no telemetry, no tips among our own output.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's workers are nice (15) by default, so that any other program on the machine would spoil a timing.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         self._ray = ray

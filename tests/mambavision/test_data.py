@@ -168,7 +168,60 @@ def test_uneven_classes_stay_as_even_as_they_can(sizes: list[int], seed: int, co
 
 def test_digit_scenes_are_the_same_on_every_machine(scenes: ImageData) -> None:
     assert scenes.train.images.shape == (500, 1, 32, 32)
-    assert scenes.fingerprint == "@@FP@@"
+    assert scenes.fingerprint == "7bd448a68a36010a"
+
+
+def test_the_label_is_the_digit_after_the_marked_one() -> None:
+    # One picture a digit, so that each cell can be read by comparing it with the ten.
+    digits, classes = data_module._source_digits()
+    ten = np.stack([digits[classes == value][0] for value in range(10)])
+    images, labels = data_module._scenes(ten, np.arange(10), 400, seed=3)
+    large = data_module._enlarge(ten, 14).astype(float)
+    templates = large - large.mean((1, 2), keepdims=True)
+    templates /= np.linalg.norm(templates, axis=(1, 2), keepdims=True)
+    answers = set()
+    for image, label in zip(images, labels.tolist(), strict=True):
+        cells = image.reshape(2, 16, 2, 16).transpose(0, 2, 1, 3).reshape(4, 16, 16)  # reading order
+        marked = [number for number, cell in enumerate(cells) if (cell[:, :2] == 255).all()]
+        assert len(marked) == 1
+        answer = (marked[0] + 1) % 4
+        cell = cells[answer].astype(float)
+        scores = np.max(
+            [
+                np.tensordot(templates, cell[row : row + 14, column : column + 14], 2)
+                / cell[row : row + 14, column : column + 14].std()
+                for row in range(3)
+                for column in range(3)
+            ],
+            axis=0,
+        )
+        assert scores.argmax() == label
+        answers.add(answer)
+    assert answers == {0, 1, 2, 3}
+
+
+def test_scenes_of_different_splits_are_drawn_from_different_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_from: list[set[bytes]] = []
+    draw = data_module._scenes
+
+    def spy(digits: np.ndarray, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn_from.append({digit.tobytes() for digit in digits})
+        return draw(digits, *args, **kwargs)
+
+    monkeypatch.setattr(data_module, "_scenes", spy)
+    load_data("digit_scenes", train_images=10, val_images=10)
+    train, val, test = drawn_from
+    assert len(train | val | test) == len(train) + len(val) + len(test)
+
+
+@given(st.integers(1, 12), st.integers(0, 10))
+def test_enlarging_is_bilinear(small: int, more: int) -> None:
+    image = np.random.default_rng(small).integers(0, 256, (2, small, small), dtype=np.uint8)
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(image)[:, None].double(), size=small + more, mode="bilinear", align_corners=False
+    )[:, 0]
+    found = torch.from_numpy(data_module._enlarge(image, small + more)).double()
+    assert ((wanted - found > -1e-6) & (wanted - found < 1 + 1e-6)).all()  # rounded down
 
 
 # -- fashion_mnist and cifar ----------------------------------------------------------------------------------------
@@ -272,6 +325,14 @@ def test_folders_for_val_and_test_are_used(tmp_path: Path) -> None:
     assert (len(data.train), len(data.val), len(data.test)) == (40, 7, 10)
 
 
+def test_validation_takes_at_most_half_of_a_rare_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"common": 30, "rare": 4})
+    write_images(tmp_path / "val", {"common": 3, "rare": 3})  # becomes the test split
+    data = load_data("folder", root=tmp_path, image_size=8, val_images=12)
+    assert class_counts(data.val, 2) == [10, 2]
+    assert class_counts(data.train, 2) == [20, 2]
+
+
 def test_training_images_of_a_folder_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path, {"a": 30, "b": 30})
     monkeypatch.setattr(data_module, "FOLDER_TRAIN_IMAGES", 20)
@@ -282,7 +343,11 @@ def test_training_images_of_a_folder_are_capped(tmp_path: Path, monkeypatch: pyt
 
 def test_decoded_images_are_cached_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "images"
-    write_images(folder, {"a": 10, "b": 10})
+    # BMP files have one size, whatever is in them.
+    files = [folder / name / f"{number}.bmp" for name in "ab" for number in range(10)]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
     decoded: list[Path] = []
     read = data_module._read_image
 
@@ -295,8 +360,8 @@ def test_decoded_images_are_cached_until_a_file_changes(tmp_path: Path, monkeypa
     assert len(decoded) == 20
     assert load_data("folder", root=folder, image_size=8).fingerprint == first.fingerprint
     assert len(decoded) == 20
-    for file in folder.glob("?/*.png"):
-        Image.new("RGB", (8, 8)).save(file)
+    for file in files:
+        Image.new("RGB", (8, 8), (200, 0, 0)).save(file)
         os.utime(file, ns=(1, 1))
     assert load_data("folder", root=folder, image_size=8).fingerprint != first.fingerprint
     assert not list((tmp_path / "cache").rglob("*.tmp"))

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from mvsearch.cli import app
 
 QUICK = [
-    *("--set", "search.trials=7", "--set", "proxy.epochs=2", "--set", "proxy.train_images=640"),
-    *("--set", "proxy.val_images=200", "--set", "timing.window_s=0.01", "--set", "timing.windows=2"),
+    *("--set", "search.trials=6", "--set", "proxy.epochs=2", "--set", "proxy.train_images=320"),
+    *("--set", "proxy.val_images=100", "--set", "timing.window_s=0.01", "--set", "timing.windows=2"),
     *("--set", "proxy.data=digits", "--set", "layout.width=[8, 12]", "--set", "layout.stages.1.head_dim=8"),
     *("--set", "layout.stages.2.head_dim=8", "--set", "layout.in_dim=8", "--set", "name=quick"),
 ]
@@ -55,7 +55,7 @@ def test_a_launch_shows_its_trials_its_front_and_what_to_type_next(home):
     output = (home / "output").read_text()
     assert "distinct layouts" in output
     assert "stage 2: 64, stage 3: 16" in output
-    assert re.search(r"7 of 7 .*top-1", output)
+    assert re.search(r"6 of 6 .*top-1", output)
     assert "Pareto front" in output
     assert output.strip().splitlines()[-1] == "Next: open studies/quick/report.html, or mvsearch export quick"
     folder = home / "studies" / "quick"
@@ -68,13 +68,13 @@ def test_a_launch_shows_its_trials_its_front_and_what_to_type_next(home):
     assert re.fullmatch(r"[0-9a-f]{16}", environment["data"]["fingerprint"])
     assert len(environment["launches"]) == 1
     resolved = yaml.safe_load((folder / "study.yaml").read_text())
-    assert (resolved["search"]["trials"], resolved["proxy"]["data"]) == (7, "digits")
+    assert (resolved["search"]["trials"], resolved["proxy"]["data"]) == (6, "digits")
 
 
 def test_the_front_is_what_brute_force_finds_in_trials_csv(home):
     with (home / "studies/quick/trials.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["state"] == "COMPLETE"]
-    assert len(rows) == 7
+    assert len(rows) == 6
     points = {row["key"]: (-float(row["nll"]), float(row["ratio"])) for row in rows}
 
     def dominated(point):
@@ -89,7 +89,7 @@ def test_the_front_is_what_brute_force_finds_in_trials_csv(home):
     with (home / "studies/quick/front.csv").open() as file:
         assert {row["key"] for row in csv.DictReader(file)} == expected
     assert {row["key"] for row in rows if row["on_front"] == "True"} == expected
-    assert all(row["epochs"] == "2" and int(row["images_seen"]) == 1280 for row in rows)
+    assert all(row["epochs"] == "2" and int(row["images_seen"]) == 640 for row in rows)
     assert all(len(row["windows"].split(";")) == 2 for row in rows)
 
 
@@ -99,15 +99,15 @@ def test_the_same_command_goes_on_and_finds_everything_done(home):
         with (home / "studies/quick" / name).open("a") as file:
             file.write('{"torn": ')
     done = mvsearch("launch", "stagewise", *QUICK, "--workers", 1, cwd=home)
-    assert "going on after 7 layouts" in done.stdout
+    assert "going on after 6 layouts" in done.stdout
     assert "evaluations.jsonl: its last 9 bytes were torn" in done.stdout
     assert "journal.log: its last 9 bytes were torn" in done.stdout
     assert (home / "studies/quick/evaluations.jsonl").read_text() == ledger
-    more = mvsearch("launch", "stagewise", *QUICK, "--set", "search.trials=8", "--workers", 1, cwd=home)
-    assert "8 of 8" in more.stdout
+    more = mvsearch("launch", "stagewise", *QUICK, "--set", "search.trials=7", "--workers", 1, cwd=home)
+    assert "7 of 7" in more.stdout
     lines = (home / "studies/quick/evaluations.jsonl").read_text()
     assert lines.startswith(ledger)
-    assert len(lines.splitlines()) == 16
+    assert len(lines.splitlines()) == 14
 
 
 def test_other_settings_under_the_same_name_are_refused(home):
@@ -122,7 +122,7 @@ def test_report_and_list(home):
     page = (home / "studies/quick/report.html").read_text()
     assert "<html" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page), "the page needs nothing from outside"
-    assert re.search(r"quick +8 of 8 layouts", mvsearch("list", cwd=home).stdout)
+    assert re.search(r"quick +7 of 7 layouts", mvsearch("list", cwd=home).stdout)
 
 
 LOADED = """
@@ -290,10 +290,10 @@ def test_two_ray_workers_survive_kill_9_of_the_driver_and_of_a_worker(tmp_path):
     _kill_a_busy_actor(running.pid)
     out, errors = running.communicate(timeout=200)
     assert running.returncode == 0, errors
-    assert "7 of 7" in out
+    assert "6 of 6" in out
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     identities = [(line["what"], line["key"], line["seed"]) for line in lines]
-    assert len(set(identities)) == len(identities) == 14
+    assert len(set(identities)) == len(identities) == 12
 
 
 def _kill_a_busy_actor(driver: int, seconds: float = 60):

@@ -1,0 +1,46 @@
+"""Draw a study's front and ratio as PNG files, for a README, with a headless Chromium.
+
+python docs/draw_figures.py studies/reference/fashion_mnist --chromium /usr/bin/chromium
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+
+from mvsearch.report import figures
+from mvsearch.study import find_study, load_study
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--names", nargs="+", default=["front", "ratio"])
+    args = parser.parse_args()
+    folder = find_study(args.study)
+    drawn = figures(load_study(folder))
+    for name in args.names:
+        figure = drawn[name]
+        figure.update_layout(width=1000, paper_bgcolor="white", plot_bgcolor="white")
+        height = figure.layout.height or 560
+        figure.update_layout(height=height)
+        with tempfile.TemporaryDirectory() as scratch:
+            page = Path(scratch) / "figure.html"
+            style = "<style>body { margin: 0; font-family: sans-serif }</style>"
+            page.write_text(style + figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
+            target = folder.path / f"{name}.png"
+            options = [f"--user-data-dir={scratch}/profile", "--virtual-time-budget=5000", f"--screenshot={target}"]
+            size = f"--window-size=1000,{int(height)}"
+            subprocess.run(
+                [args.chromium, *FLAGS, *options, size, page.as_uri()], check=True, capture_output=True, timeout=120
+            )
+        print(f"Written: {target}")
+
+
+if __name__ == "__main__":
+    main()

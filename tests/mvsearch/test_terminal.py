@@ -1,0 +1,63 @@
+"""What the terminal shows, as text."""
+
+import dataclasses
+import io
+
+from rich.console import Console
+from study_factory import study
+
+from mvsearch import terminal
+from mvsearch.record import COMPLETE
+from mvsearch.view import LaunchState
+
+
+def state_of(data, **changes):
+    state = LaunchState(
+        finished=12,
+        failed=1,
+        wanted=40,
+        running={"ray-0": "trial 13: timing", "ray-1": "trial 12: epoch 2 of 6, training loss 1.234"},
+        front=data.front,
+        hypervolume=1.234,
+        utilisation=0.97,
+        elapsed=200.0,
+        remaining=500.0,
+    )
+    return dataclasses.replace(state, **changes)
+
+
+def shown(renderable, width=80, colour=None):
+    out = Console(file=io.StringIO(), width=width, color_system=colour, force_terminal=colour is not None)
+    out.print(renderable)
+    return out.file.getvalue()
+
+
+def test_the_panel_says_how_far_it_is_within_80_columns():
+    panel = terminal.LaunchView(Console())._panel(state_of(study()))
+    text = shown(panel)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for part in ("13 of 40 layouts", "1 failed", "3 min 20 s", "about 8 min 20 s left", "workers busy 97 %"):
+        assert part in text
+    assert "hypervolume 1.23× the baselines'" in text
+    assert "epoch 2 of 6, training loss 1.234" in text
+
+
+def test_letters_are_coloured_on_a_terminal_only():
+    table = terminal.front_lines(study().front)
+    assert "\x1b[" not in shown(table, 160)
+    assert "48;2;0;114;178" in shown(table, 160, "truecolor"), "M is #0072B2"
+
+
+def test_a_plain_view_prints_one_line_a_trial_and_failures_with_their_reason():
+    data = study()
+    out = Console(file=io.StringIO(), width=200)
+    view = terminal.LaunchView(out)
+    with view.running():
+        for record in (data.complete[0], data.failed[0]):
+            view.trial_ended(record, state_of(data))
+        view.update(state_of(data))
+    lines = out.file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert data.complete[0].state == COMPLETE
+    assert data.complete[0].baseline in lines[0]
+    assert f"Trial {data.failed[0].number} failed: {data.failed[0].reason}" in lines[1]
