@@ -7,7 +7,6 @@ python benchmarks/overhead.py --study studies/NAME    also the utilisation of th
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -96,15 +95,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", help="a study whose utilisation to print")
     parser.add_argument("--trials", type=int, nargs="*", default=[200, 1000])
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--samplers", nargs="+", default=["random"], help="random shows the driver, others add their own"
+    )
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {processor()}; driver milliseconds a trial (timing and training take no time)")
     print(f"{'sampler':<8} {'pool':<7} {'trials':>6} {'ms a trial':>11} {'last quarter':>13}")
     for trials in args.trials:
-        for sampler in ("random", "tpe"):
+        for sampler in args.samplers:
             for on_ray in (False, True):
-                runs = [per_trial(sampler, trials, on_ray) for _ in range(args.repeats)]
-                mean, late = (statistics.median(column) for column in zip(*runs, strict=True))
+                mean, late = per_trial(sampler, trials, on_ray)
                 pool = "ray" if on_ray else "inline"
                 print(f"{sampler:<8} {pool:<7} {trials:>6} {mean:>11.1f} {late:>13.1f}", flush=True)
     if args.study:

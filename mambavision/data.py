@@ -80,7 +80,8 @@ class ImageData:
         mean: mean of the training images over 255, one a channel.
         std: standard deviation of the same, one a channel, above 0.
         fingerprint: 16 hex digits of the SHA-256 of all images and labels in use; equal means the same data.
-        available: images there were for each split before any limit.
+        available: images there were for each split before any limit; a split taken out of the training images has all
+            it was given, and `train` is without it.
         licence: terms of the images.
         augment: what may be done to a training image and keeps its label: ``"none"``, ``"shift"`` (a few pixels)
             or ``"shift_flip"`` (also left-right mirroring).
@@ -171,7 +172,7 @@ def load_data(
         _check_limit(name, "val_images", count, most, "half of each class is kept for training")
         val_from, val_index = source.train, _held_out(train_labels, rest, count, seed)
         rest = np.setdiff1d(rest, val_index)
-        val_available = most
+        val_available = count
     else:
         val_available = len(source.val[1])
         count = min(val_available, VAL_IMAGES) if val_images is None else val_images

@@ -67,7 +67,8 @@ def measure(
         ``images_per_second`` (median of the windows), ``ratio`` (median over windows of model / mean of the two
         reference windows beside it), ``iqr`` (of those quotients, over their median), ``windows`` and
         ``reference_windows`` (img/s), ``drift`` (median of the later half of the reference windows over that of the
-        earlier half, minus 1) and ``repeats``: the measurement is repeated, at most twice, while the reference drifts by more than 2 %; the steadiest one is kept.
+        earlier half, minus 1) and ``repeats``: the measurement is repeated, at most twice, while the reference
+        drifts by more than 2 %; the steadiest one is kept.
     """
     autocast = autocast_for(dtype, images.device)
 

@@ -108,7 +108,7 @@ def test_no_image_is_in_two_splits() -> None:
     assert not train & val
     assert not train & test
     assert not val & test
-    assert len(data.train) + len(data.val) + len(data.test) == 1797
+    assert len(data.train) + len(data.val) + len(data.test) == sum(data.available.values()) == 1797
 
 
 @settings(max_examples=25, deadline=None)

@@ -278,6 +278,32 @@ def test_a_terminated_launch_says_how_to_go_on_and_a_second_driver_is_refused(tm
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_ends_the_launch_and_loses_nothing(tmp_path):
+    """The study lies on a file system too small for its weights; given more room, the same command goes on."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=False)
+    if mounted.returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        command = ["launch", "stagewise", *QUICK, "--workers", 1, "--studies", small]
+        full = mvsearch(*command, cwd=tmp_path, check=False)
+        assert full.returncode == 1, full.stderr
+        assert "No space left on device" in full.stderr
+        assert "To go on: mvsearch launch" in full.stderr
+        before = (small / "quick/evaluations.jsonl").read_text()
+        assert all(json.loads(line) for line in before.splitlines())
+        assert not [path for path in (small / "quick").rglob("*") if path.name.startswith(".")]
+        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        done = mvsearch(*command, cwd=tmp_path)
+        assert "6 of 6" in done.stdout
+        assert (small / "quick/evaluations.jsonl").read_text().startswith(before)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.slow
 def test_two_ray_workers_survive_kill_9_of_the_driver_and_of_a_worker(tmp_path):
     """The whole product with Ray: the driver is killed, a worker is killed, and everything is there once at the end."""
     ledger = tmp_path / "studies/quick/evaluations.jsonl"
