@@ -144,13 +144,10 @@ def init(
 @app.command()
 def report(study: Study, studies: Studies = Path("studies")) -> None:
     """Write trials.csv, front.csv and report.html of a study anew."""
-    from mvsearch.report import write_report, write_tables
-    from mvsearch.study import find_study, load_study
+    from mvsearch.study import find_study, write_results
 
     folder = find_study(study, studies)
-    loaded = load_study(folder)
-    write_tables(loaded, folder.path)
-    write_report(loaded, folder.report)
+    write_results(folder)
     typer.echo(f"Written: {folder.path / 'trials.csv'}, {folder.path / 'front.csv'}, {folder.report}")
 
 

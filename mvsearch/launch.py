@@ -18,11 +18,10 @@ from mvsearch.evaluate.worker import MakeWorker
 from mvsearch.ledger import driver_lock, repair_tail
 from mvsearch.pool import Pool, PoolError
 from mvsearch.pool.inline import InlinePool
-from mvsearch.report import write_report, write_tables
 from mvsearch.report.data import StudyData
-from mvsearch.search import Outcome, Search
+from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
-from mvsearch.study import StudyFolder, load_study
+from mvsearch.study import StudyFolder, write_results
 from mvsearch.timings import read_timings
 from mvsearch.view import View
 
@@ -148,11 +147,12 @@ def launch(
             search = Search(config, space, folder, pool, view=view, timings=recorded)
             on_space(space, pool, new, len(search.records()))
             outcome = search.run()
+        except SearchFailed:
+            write_results(folder)  # it says what failed and why
+            raise
         finally:
             pool.close()
-        study = load_study(folder)
-        write_tables(study, folder.path)
-        write_report(study, folder.report)
+        study = write_results(folder)
     return folder, study, outcome
 
 

@@ -177,6 +177,16 @@ def load_study(folder: StudyFolder) -> StudyData:
     )
 
 
+def write_results(folder: StudyFolder) -> StudyData:
+    """Write trials.csv, front.csv and report.html of a study from its ledger."""
+    from mvsearch.report import write_report, write_tables
+
+    study = load_study(folder)
+    write_tables(study, folder.path)
+    write_report(study, folder.report)
+    return study
+
+
 def _parse_yaml(text: str) -> dict[str, Any]:
     import yaml
 

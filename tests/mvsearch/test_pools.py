@@ -145,3 +145,23 @@ def test_what_is_not_there_is_refused():
         RayPool(MakeFakeWorker(), None, gpus_per_trial=0.5)
     with pytest.raises(PoolError, match="no Ray cluster can be reached"):
         RayPool(MakeFakeWorker(), None, address="127.0.0.1:1")
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_used_and_its_capacity_respected():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        with pytest.raises(PoolError, match=r"workers: 5 need 5 CPU, and 2 of 2 are free"):
+            RayPool(MakeFakeWorker(), None, workers=5, address=cluster.address)
+        pool = RayPool(MakeFakeWorker(), None, address=cluster.address)
+        try:
+            assert pool.workers == 2
+            for number in range(4):
+                pool.submit(job(number, layout=layout(16 + 2 * number)))
+            assert sum(isinstance(event, Done) for event in drain(pool, 4)) == 4
+        finally:
+            pool.close()
+    finally:
+        cluster.shutdown()
