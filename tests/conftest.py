@@ -3,6 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is no failure; and where a change is judged, the same examples must decide for everybody.
+settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("project")
 
 # Ray's workers unpickle the test suite's fake workers by name, so they need its folders on their path too.
 _FOLDERS = [str(Path(__file__).parent / name) for name in ("mvsearch", "mambavision")]

@@ -181,10 +181,13 @@ class RayPool:
             return Lost(job.id, f"worker {name} ended the job without a result")
         except RayError as error:
             del self._busy[name]
-            if isinstance(error, RayActorError):
-                self._actors[name] = self._start(name)
-                return Lost(job.id, f"the process of worker {name} died")
-            return Lost(job.id, f"worker {name}: {str(error).strip().splitlines()[-1]}")
+            last_line = str(error).strip().splitlines()[-1].strip()
+            if not isinstance(error, RayActorError):
+                return Lost(job.id, f"worker {name}: {last_line}")
+            self._actors[name] = self._start(name)
+            if "creation task" in str(error):
+                return Lost(job.id, f"worker {name} could not start ({last_line})")
+            return Lost(job.id, f"the process of worker {name} died")
         if isinstance(event, Done):
             del self._busy[name]
         return event

@@ -45,7 +45,7 @@ class MakeFakeWorker:
 
     Attributes:
         faults: what goes wrong, by layout key or by ``"*"``: ``"raise"``, ``"die"`` (SIGKILL to its own process),
-            ``"die once"`` (the first time; leaves a mark in `marks`).
+            ``"die once"`` (the first time; leaves a mark in `marks`), ``"no start"`` (the worker cannot be built).
         marks: a folder for marks.
         seconds: how long a job takes.
         log: a file to which a line is appended for each job begun.
@@ -57,6 +57,8 @@ class MakeFakeWorker:
     log: Path | None = None
 
     def __call__(self, name: str, device: str, threads: int, data: Any) -> FakeWorker:
+        if dict(self.faults).get("*") == "no start":
+            raise RuntimeError("the device is gone")
         return FakeWorker(self, name, device)
 
 

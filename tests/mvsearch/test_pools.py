@@ -140,6 +140,17 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_lost(tmp_path):
         pool.close()
 
 
+def test_a_worker_that_cannot_start_says_why():
+    pool = on_ray(MakeFakeWorker(faults=(("*", "no start"),)))
+    try:
+        pool.submit(job(0))
+        (lost,) = [event for event in drain(pool, 1) if isinstance(event, Lost)]
+        assert "could not start" in lost.reason
+        assert "the device is gone" in lost.reason
+    finally:
+        pool.close()
+
+
 def test_what_is_not_there_is_refused():
     with pytest.raises(PoolError, match="no GPU"):
         RayPool(MakeFakeWorker(), None, gpus_per_trial=0.5)
