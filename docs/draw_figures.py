@@ -26,9 +26,9 @@ def main() -> None:
     drawn = figures(load_study(folder))
     for name in args.names:
         figure = drawn[name]
-        figure.update_layout(width=1000, paper_bgcolor="white", plot_bgcolor="white")
-        height = figure.layout.height or 560
-        figure.update_layout(height=height)
+        height = (figure.layout.height or 560) + 40
+        figure.update_layout(width=1000, height=height, paper_bgcolor="white", plot_bgcolor="white", margin_t=90)
+        figure.update_layout(title_y=0.975, title_yanchor="top", title_yref="container")
         with tempfile.TemporaryDirectory() as scratch:
             page = Path(scratch) / "figure.html"
             style = "<style>body { margin: 0; font-family: sans-serif }</style>"
