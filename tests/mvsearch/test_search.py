@@ -80,7 +80,7 @@ def test_the_same_seed_asks_for_the_same_layouts_and_another_seed_for_others(tmp
 
 def test_budgets_and_duplicates_are_refused_before_a_worker_sees_them(tmp_path):
     log = tmp_path / "jobs"
-    search = search_in(tmp_path, "budgets.params.max=350000", make=MakeFakeWorker(log=log))
+    search = search_in(tmp_path, "budgets.params.max=120000", make=MakeFakeWorker(log=log))
     search.run()
     refused = [trial for trial in trials_of(search) if trial.state == optuna.trial.TrialState.PRUNED]
     assert refused
@@ -90,7 +90,7 @@ def test_budgets_and_duplicates_are_refused_before_a_worker_sees_them(tmp_path):
     assert all(value > 0 for trial in over for value in trial.constraints.values())
     jobs = log.read_text().splitlines()
     assert len(jobs) == len(set(jobs)) == 28
-    assert all(record.params <= 350000 for record in search.records())
+    assert all(record.params <= 120000 for record in search.records())
 
 
 def test_a_space_that_is_used_up_ends_well(tmp_path):
