@@ -328,7 +328,7 @@ def _decode(files: Sequence[Path], image_size: int) -> Tensor:
     def decode_one(number: int) -> None:
         try:
             pixels[number] = _read_image(files[number], image_size)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no whole image
+        except Exception as error:  # Pillow raises many kinds for files that are no whole image, or far too large
             broken.append(f"{files[number]} ({error})")
 
     with ThreadPoolExecutor() as threads:
@@ -347,6 +347,9 @@ def _read_image(file: Path, image_size: int) -> Array:
 
     with Image.open(file) as image:
         image.draft("RGB", (2 * image_size, 2 * image_size))  # lets JPEG skip detail that resizing drops anyway
+        if image.mode[0] in "IF":
+            # 16 and 32 bits a pixel; a conversion would clip them to white.
+            raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits first")
         small = center_crop(resize(image.convert("RGB"), [image_size]), [image_size])
     return np.asarray(small).transpose(2, 0, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,26 +19,36 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, RuntimeError, OSError) as error:
-            code = _exit_code(error)
-            if code is None:
-                raise
-            from mvsearch.terminal import complain
-
-            complain(str(error) if code == 2 or not isinstance(error, OSError) else f"cannot go on: {error}")
-            kept = code > 2 or isinstance(error, OSError)
         except KeyboardInterrupt:
             code, kept = 130, True
+        except BaseException as error:
+            found = _exit_code(error)
+            if found is None:
+                raise
+            code = found
+            from mvsearch.terminal import complain
+
+            stopped = isinstance(error, SystemExit)
+            complain(
+                "stopped by SIGTERM"
+                if stopped
+                else str(error)
+                if code == 2 or not isinstance(error, OSError)
+                else f"cannot go on: {error}"
+            )
+            kept = code > 2 or isinstance(error, OSError)
         if kept and sys.argv[1:2] == ["launch"]:
             typer.echo(f"To go on: mvsearch {shlex.join(sys.argv[1:])}", err=True)
         raise typer.Exit(code)
 
 
-def _exit_code(error: Exception) -> int | None:
+def _exit_code(error: BaseException) -> int | None:
     """2 for bad input, 1 for a search that failed, 128 + signal for an interruption; None for a fault of ours."""
     kind = type(error)
     if kind.__name__ == "Interrupted" and kind.__module__ == "mvsearch.search":
         return 128 + error.signum  # type: ignore[attr-defined]
+    if isinstance(error, SystemExit):
+        return 128 + signal.SIGTERM if error.code == signal.SIGTERM else None
     if isinstance(error, OSError):
         return 1
     ours = kind.__module__.partition(".")[0] in ("mvsearch", "mambavision")
@@ -91,6 +102,8 @@ def launch(
     from mvsearch import terminal
     from mvsearch.config import load_config
 
+    # Until the search has its own handler; Ray sets one that ends the same way.
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
     out = terminal.console()
     config = load_config(space, overrides or [])
     with out.status("loading PyTorch and the data …"):
@@ -111,7 +124,8 @@ def launch(
     if outcome.exhausted:
         view.notice("The space holds no further layout within the budgets: every one was tried.")
     files = [str(folder.path / name) for name in ("trials.csv", "front.csv", "report.html")]
-    terminal.print_outcome(out, study, files, utilisation=outcome.utilisation, failed=outcome.failed)
+    where = "" if studies == Path("studies") else f" --studies {studies}"
+    terminal.print_outcome(out, study, files, where, utilisation=outcome.utilisation, failed=outcome.failed)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mambavision.layout import HybridLayout
-from mambavision.library import save_entry
+from mambavision.library import library_root, save_entry
 from mvsearch.front import PICKS, pick, point_of
 from mvsearch.ledger import StudyError
 from mvsearch.record import TRAIN, TrialRecord
@@ -55,9 +55,12 @@ def export(
     contents = [(record, _weights(folder, record)) for record in chosen]
     from safetensors.torch import load
 
+    names = [name or f"{study.name[: 99 - len(record.key)]}-{record.key}" for record in chosen]
+    taken = [entry for entry in names if (library_root() / entry).exists()]
+    if taken and not overwrite:
+        raise StudyError(f"name: {taken[0]!r} exists already in {library_root()}; choose another, or --overwrite it")
     exported = []
-    for record, weights in contents:
-        entry = name or f"{study.name}-{record.key}"
+    for entry, (record, weights) in zip(names, contents, strict=True):
         path = save_entry(
             entry,
             HybridLayout.from_dict(record.layout),
@@ -110,7 +113,8 @@ def _config(study: StudyData, record: TrialRecord) -> dict[str, Any]:
     proxy, data = study.config["proxy"], study.environment["data"]
     trained = _trained(record)
     return {
-        "input_size": [data["channels"], proxy["image_size"], proxy["image_size"]],
+        # As deployed: with a proxy stride of its own, the proxy saw smaller images and the same tokens.
+        "input_size": [data["channels"], *[study.config["timing"]["image_size"] or proxy["image_size"]] * 2],
         "mean": data["mean"],
         "std": data["std"],
         "classes": data["class_names"],

@@ -58,8 +58,8 @@ proxy:
   data: folder
   root: {quoted}
   image_size: 64                # images are scaled to this side
-  train_images: 5000            # balanced over the classes; null: all
-  val_images: 1000              # taken out of the training images
+  train_images: {train}         # balanced over the classes; null: all
+  val_images: {val}             # taken out of the training images
   epochs: 6
   batch_size: 64
   seeds: 1                      # 2 or more give error bars
@@ -109,7 +109,10 @@ def write_template(data_path: str | Path, out_path: str | Path) -> Path:
         raise ConfigError(f"{out}: exists; choose another file name, or remove it")
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", data.name).lstrip("._-")[:64] or "images"
     listed = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
+    files = sum(path.is_file() for path in images.rglob("*"))
     text = _TEMPLATE.format(
+        train="null" if files < 8000 else "5000",
+        val="null" if files < 8000 else "1000",
         data=_one_line(str(data)),
         classes=_one_line(
             f"{len(classes)} classes: {listed} (found when this file was written; a search counts them anew)"

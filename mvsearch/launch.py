@@ -22,7 +22,7 @@ from mvsearch.report.data import StudyData
 from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
 from mvsearch.study import StudyFolder, write_results
-from mvsearch.timings import read_timings
+from mvsearch.timings import check_conditions, read_timings
 from mvsearch.view import View
 
 
@@ -89,7 +89,8 @@ def open_pool(make_worker: MakeWorker, data: ImageData, where: Where) -> Pool:
     if where.address is None and (where.workers == 1 or (where.workers is None and max(gpus, cores) == 1)):
         if where.gpus_per_trial and not gpus:
             raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} asked for, and there is no GPU here")
-        threads = int(os.environ.get("OMP_NUM_THREADS", cores))
+        asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        threads = int(asked) if asked.isdigit() and int(asked) else cores
         on_gpu = gpus > 0 and where.gpus_per_trial != 0
         return InlinePool(make_worker, data, device="cuda:0" if on_gpu else "cpu", threads=threads)
     from mvsearch.pool.ray_pool import RayPool
@@ -132,18 +133,29 @@ def launch(
     """
     folder = StudyFolder(studies / config.name)
     recorded = read_timings(timings) if timings else None
+    if config.proxy.data == "folder":  # before thousands of images are decoded
+        classes, channels, _ = data_shape(config)
+        SearchSpace(config, num_classes=classes, in_chans=channels).check()
     data = load_study_data(config)
     space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
     space.check()
+    if recorded:
+        expected = {
+            "reference": space.reference().key,
+            "image_size": config.deployed_image_size,
+            "batch_size": config.timing.batch_size,
+        }
+        check_conditions(recorded, expected)
     folder.path.mkdir(parents=True, exist_ok=True)
     with driver_lock(folder.path):
         for path in (folder.ledger, folder.journal):
             if notice := repair_tail(path):
                 view.notice(notice)
-        new = folder.begin(config.resolved_yaml())
+        folder.check(config.resolved_yaml())
         pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference()), data, where)
         try:
-            folder.record_environment(environment(config, space, data, pool))
+            new = folder.begin(config.resolved_yaml())  # once the workers are there: a refused launch binds no name
+            folder.record_environment(environment(config, space, data, pool, folder))
             search = Search(config, space, folder, pool, view=view, timings=recorded)
             on_space(space, pool, new, len(search.records()))
             outcome = search.run()
@@ -156,7 +168,9 @@ def launch(
     return folder, study, outcome
 
 
-def environment(config: StudyConfig, space: SearchSpace, data: ImageData, pool: Pool) -> dict[str, Any]:
+def environment(
+    config: StudyConfig, space: SearchSpace, data: ImageData, pool: Pool, folder: StudyFolder
+) -> dict[str, Any]:
     """Everything beside the configuration that bears on the numbers, for environment.json."""
     import torch
 
@@ -179,7 +193,7 @@ def environment(config: StudyConfig, space: SearchSpace, data: ImageData, pool: 
         "versions": versions,
         "git_commit": git_commit(),
         "reference": space.reference().key,
-        "command": f"mvsearch launch studies/{config.name}/study.yaml",
+        "command": f"mvsearch launch {folder.config} --set name={config.name}-again",
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,

@@ -32,7 +32,7 @@ from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started
 from mvsearch.front import Point, front_records, hypervolume, pareto_front, reference_point
 from mvsearch.ledger import Ledger, write_atomic
 from mvsearch.pool import Pool
-from mvsearch.record import COMPLETE, FAIL, FAILED, TIME, TRAIN, Evaluation, TrialRecord, trial_records
+from mvsearch.record import COMPLETE, FAIL, FAILED, PARTIAL, TIME, TRAIN, Evaluation, TrialRecord, trial_records
 from mvsearch.space import SearchSpace
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming
@@ -49,7 +49,7 @@ class SearchFailed(RuntimeError):
     """Every trial failed; the message carries the first reason."""
 
 
-class Interrupted(RuntimeError):
+class Interrupted(BaseException):
     """A signal asked the search to stop; everything measured so far is kept."""
 
     def __init__(self, signum: int) -> None:
@@ -192,7 +192,7 @@ class Search:
         began = time.monotonic()
         hours = self.config.search.hours
         try:
-            with _stop_signals() as stop:
+            with _stop_signals(at_once=self.pool.in_process) as stop:
                 while True:
                     over = hours is not None and time.monotonic() - began > hours * 3600
                     self._fill(asking=not over)
@@ -209,7 +209,10 @@ class Search:
         complete, failed = self._counts()
         if failed and not complete:
             reason = next(record.reason for record in self.records() if record.state == FAILED)
-            raise SearchFailed(f"all {failed} trials failed; the first: {reason}")
+            raise SearchFailed(
+                f"all {failed} trials failed; the first: {reason}. Failures stay in the study: once the cause is "
+                "mended, start anew with --set name=…"
+            )
         span = (self._last_result - self._first_job) if self._first_job and self._last_result else 0.0
         utilisation = self._busy_seconds / (span * self.pool.workers) if span > 0 else None
         return Outcome(complete, failed, self.exhausted, utilisation, span)
@@ -323,13 +326,18 @@ class Search:
     def _advance(self, active: Active) -> None:
         """Hand in what the ledger does not hold of a trial yet; when nothing is missing, tell it."""
         lines = self.ledger.of(active.layout.key)
+        failure = next((line for line in lines if line.what == FAIL), None)
+        if failure is not None:  # written before a crash, but not told
+            self._fail(active, failure)
+            return
         if not any(line.what == TIME for line in lines):
             recorded = self.timings.get(active.layout.key)
             if recorded is None:
                 self._hand_in(active, what=TIME)
                 return
             job = self._job(active, what=TIME)
-            self._append(job.evaluation(values=recorded.values, conditions=recorded.conditions, ended=time.time()))
+            taken = {"values": recorded.values, "conditions": recorded.conditions, "device": recorded.device}
+            self._append(job.evaluation(**taken, ended=time.time()))
         epochs = self.config.proxy.epochs
         trained = {line.seed for line in lines if line.what == TRAIN and line.to_epoch >= epochs}
         missing = [seed for seed in self.seeds if seed not in trained]
@@ -450,7 +458,8 @@ class Search:
         """Keep the weights of the front, the hand-made baselines and what is under way; delete the rest."""
         keep = {record.key for record in front_records(self.records(), self.measure)}
         keep |= {record.key for record in self._records.values() if record.baseline}
-        keep |= {active.layout.key for active in self._active.values()}
+        # What is under way, or was when an earlier launch ended: its first seed is not trained again.
+        keep |= {record.key for record in self._records.values() if record.state == PARTIAL}
         for path in self.folder.weights.glob("*.safetensors"):
             if path.stem not in keep:
                 path.unlink()
@@ -494,7 +503,8 @@ def _is_interrupted(trial: FrozenTrial) -> bool:
 
 
 def _counts_as_asked(trial: FrozenTrial) -> bool:
-    return trial.state in (*_TOLD, TrialState.WAITING)
+    refused = trial.state == TrialState.PRUNED and "duplicate_of" not in trial.user_attrs
+    return refused or trial.state in (*_TOLD, TrialState.WAITING)
 
 
 def _trailing_refusals(trials: list[FrozenTrial]) -> int:
@@ -518,31 +528,37 @@ def _points(records: list[TrialRecord], measure: str) -> list[Point]:
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM into `Interrupted`, but only where nothing can be left half-written."""
+    """Turns SIGINT and SIGTERM into `Interrupted`, but only where nothing can be left half-written.
 
-    def __init__(self) -> None:
+    With `at_once` it is raised inside a job that runs in this process. Ray must not be interrupted like that; its pool
+    comes back several times a second, and the signal is acted on then.
+    """
+
+    def __init__(self, at_once: bool) -> None:
+        self.at_once = at_once
         self.signum: int | None = None
         self.waiting = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        if self.waiting:
+        if self.waiting and self.at_once:
             self.waiting = False
             raise Interrupted(signum)
 
     def next(self, events: Iterator[Event]) -> Event | None:
         self.waiting = True
         try:
-            if self.signum is not None:
-                raise Interrupted(self.signum)
-            return next(events, None)
+            event = None if self.signum is not None else next(events, None)
         finally:
             self.waiting = False
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+        return event
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    stop = _Stop()
+def _stop_signals(*, at_once: bool) -> Iterator[_Stop]:
+    stop = _Stop(at_once)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -63,20 +63,19 @@ class StudyFolder:
         """The page."""
         return self.path / "report.html"
 
-    def begin(self, resolved_yaml: str) -> bool:
-        """Write study.yaml, or compare with what is there.
+    def check(self, resolved_yaml: str) -> bool:
+        """Compare the configuration with the one the study was started with.
 
         Args:
             resolved_yaml: the resolved configuration as text.
 
         Returns:
-            True if the study is new.
+            True if the study is new, that is, nothing was measured yet.
 
         Raises:
             StudyError: if the study was started with settings that bear on what is measured and are different now.
         """
-        self.weights.mkdir(parents=True, exist_ok=True)
-        new = not self.config.exists()
+        new = not self.config.exists() or not self.ledger.exists() or not self.ledger.stat().st_size
         if not new:
             changed = _differences(_read_yaml(self.config), _parse_yaml(resolved_yaml))
             changed = [change for change in changed if change[0] not in CHANGEABLE]
@@ -87,6 +86,25 @@ class StudyFolder:
                     f"{self.path}: started with {key} = {before!r}, and now it is {now!r}{more}. "
                     f"Results of both cannot be mixed: take the old value, or another name with --set name=…"
                 )
+        return new
+
+    def begin(self, resolved_yaml: str) -> bool:
+        """Write study.yaml after `check`; what an earlier launch left that measured nothing is forgotten.
+
+        Args:
+            resolved_yaml: the resolved configuration as text.
+
+        Returns:
+            True if the study is new.
+
+        Raises:
+            StudyError: see `check`.
+        """
+        new = self.check(resolved_yaml)
+        if new:
+            for path in (self.journal, self.environment):
+                path.unlink(missing_ok=True)
+        self.weights.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, resolved_yaml)
         return new
 
@@ -106,6 +124,12 @@ class StudyFolder:
                     f"{before['data']['fingerprint']} then, {environment['data']['fingerprint']} now); take another "
                     "name with --set name=…"
                 )
+            for name in ("device", "scan"):
+                if before[name] != environment[name]:
+                    raise StudyError(
+                        f"{self.path}: its throughputs were timed with {name} {before[name]!r}, and here it is "
+                        f"{environment[name]!r}; both cannot stand on one front. Take another name with --set name=…"
+                    )
         launches.append(environment.pop("launch"))
         write_atomic(self.environment, json.dumps({**environment, "launches": launches}, indent=2) + "\n")
 

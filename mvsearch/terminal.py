@@ -141,7 +141,9 @@ class LaunchView(View):
         return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
 
 
-def print_outcome(out: Console, study: StudyData, files: list[str], *, utilisation: float | None, failed: int) -> None:
+def print_outcome(
+    out: Console, study: StudyData, files: list[str], where: str, *, utilisation: float | None, failed: int
+) -> None:
     """The end of a launch: the front, the failures, the files, and what to type next."""
     out.print()
     out.print(front_lines(study.front))
@@ -161,7 +163,7 @@ def print_outcome(out: Console, study: StudyData, files: list[str], *, utilisati
     busy = f" Workers were busy {percent(utilisation, 1)} of the time." if utilisation is not None else ""
     out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{busy}")
     out.print("Written: " + ", ".join(files))
-    out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}")
+    out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
 
 
 def print_space(out: Console, description: SpaceDescription, *, notice: str | None = None) -> None:

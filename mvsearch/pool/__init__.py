@@ -24,6 +24,11 @@ class Pool(Protocol):
         ...
 
     @property
+    def in_process(self) -> bool:
+        """True if jobs run in the caller's own process, where a signal may end them."""
+        ...
+
+    @property
     def description(self) -> str:
         """What the workers are, for people."""
         ...

@@ -34,6 +34,11 @@ class InlinePool:
         return 1
 
     @property
+    def in_process(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def description(self) -> str:
         """For people."""
         return f"this process, {self._device}, {self._threads} thread{'s' if self._threads != 1 else ''}"

@@ -30,7 +30,7 @@ class RayPool:
         data: put once into Ray's object store, from where each worker takes it.
         workers: how many; None: one a GPU share if there are GPUs, else one a core.
         gpus_per_trial: share of a GPU a worker takes; None: 1 where there are GPUs, else 0.
-        address: of a running cluster ("auto", "HOST:PORT", "ray://…"); None starts Ray on this machine.
+        address: of a running cluster ("auto" or "HOST:PORT"); None starts Ray on this machine.
 
     Raises:
         PoolError: if the cluster cannot be reached, or has less free than the workers need.
@@ -63,16 +63,32 @@ class RayPool:
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise PoolError(f"address: no Ray cluster can be reached at {address!r} ({error})") from None
+            if address is None:
+                raise PoolError(
+                    f"workers: Ray does not start on this machine ({error}); --workers 1 needs no Ray"
+                ) from None
+            raise PoolError(
+                f"address: no Ray cluster can be reached at {address!r} ({error}). A cluster with token authentication "
+                "needs RAY_AUTH_MODE=token in this environment too"
+            ) from None
         try:
             total, free = ray.cluster_resources(), ray.available_resources()
             gpus = total.get("GPU", 0.0)
             if gpus_per_trial is None:
                 gpus_per_trial = 1.0 if gpus else 0.0
+            if gpus_per_trial > 1 and gpus_per_trial != int(gpus_per_trial):
+                raise PoolError(
+                    f"gpus-per-trial: {gpus_per_trial:g} is not allowed; a share up to 1, or a whole number"
+                )
             if gpus_per_trial and not gpus:
                 raise PoolError(f"gpus-per-trial: {gpus_per_trial:g} asked for, and there is no GPU here")
-            if workers is None:
-                workers = int(free.get("GPU", 0.0) / gpus_per_trial) if gpus_per_trial else int(free.get("CPU", 0.0))
+            room = _gpu_room(free.get("GPU", 0.0), gpus_per_trial) if gpus_per_trial else int(free.get("CPU", 0.0))
+            workers = room if workers is None else workers
+            if gpus_per_trial and not 1 <= workers <= room:
+                raise PoolError(
+                    f"gpus-per-trial: {max(1, workers)} workers with {gpus_per_trial:g} GPU each do not fit "
+                    f"{free.get('GPU', 0.0):g} free of {gpus:g} GPUs; {room} would"
+                )
             # On the local machine the cores are divided; on a cluster each worker takes one.
             self._threads = max(1, cores // workers) if address is None and workers and not gpus_per_trial else 1
             needed = {"CPU": float(workers), "GPU": workers * gpus_per_trial}
@@ -100,6 +116,11 @@ class RayPool:
     def workers(self) -> int:
         """Number of actors."""
         return len(self._actors)
+
+    @property
+    def in_process(self) -> bool:
+        """False."""
+        return False
 
     @property
     def description(self) -> str:
@@ -193,9 +214,18 @@ class RayPool:
         return event
 
 
+def _gpu_room(free: float, share: float) -> int:
+    """Workers that fit the free GPUs; a share of one never spans two."""
+    return int(free) * int(1 / share + 1e-9) if share <= 1 else int(free // share)
+
+
 def _check_reachable(address: str) -> None:
     """Knock first: Ray itself waits for minutes where nobody answers."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise PoolError(
+            f"address: {address!r} is a Ray Client address, which is not supported; give HOST:PORT of the head"
+        )
+    host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto" and the like, which Ray resolves by itself
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mambavision.layout import LETTERS
 from mvsearch.front import PICKS, Point, complete_records, front_records, pick, point_of
 from mvsearch.ledger import write_atomic
-from mvsearch.record import FAILED, PARTIAL, TrialRecord
+from mvsearch.record import FAILED, PARTIAL, TIME, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,10 @@ class StudyData:
     def scan(self) -> str:
         """The scan path that was timed, as the timings (else the environment) say it."""
         paths = {
-            str(line.values["scan"]) for record in self.records for line in record.evaluations if "scan" in line.values
+            str(line.conditions["scan"])
+            for record in self.records
+            for line in record.evaluations
+            if line.what == TIME and "scan" in line.conditions
         }
         return ", ".join(sorted(paths)) or str(self.environment.get("scan", "unknown"))
 
@@ -111,7 +114,9 @@ class StudyData:
     def device(self) -> str:
         """The device that was timed, as the environment (else the timings) say it."""
         named = self.environment.get("device")
-        lines = {line.device for record in self.records for line in record.evaluations if line.what == "time"}
+        lines = {line.device for record in self.records for line in record.evaluations if line.what == TIME}
+        if any("cuda" in device for device in lines) or "not recorded" in lines:
+            named = None  # timings taken elsewhere, or on a cluster: the launching machine says nothing about them
         return str(named or ", ".join(sorted(filter(None, lines))) or "unknown device")
 
     @property
@@ -375,6 +380,11 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
                 f"stage{number}_dim": fact and fact.dim,
                 f"stage{number}_depth": fact and len(fact.blocks),
             }
+        timed = next((line for line in record.evaluations if line.what == TIME), None)
+        row |= {
+            "timing_device": timed.device if timed else None,
+            "timing_conditions": json.dumps(timed.conditions) if timed else None,
+        }
         row |= {"windows": _joined(record.windows), "reference_windows": _joined(record.reference_windows)}
         row |= {"started": record.started, "ended": record.ended, "reason": record.reason}
         row["layout"] = json.dumps(record.layout)

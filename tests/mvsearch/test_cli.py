@@ -280,6 +280,27 @@ def test_a_terminated_launch_says_how_to_go_on_and_a_second_driver_is_refused(tm
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_in_the_middle_of_a_training_loses_nothing(tmp_path, workers):
+    """With both pools: exit code 130, the command to go on, no traceback, and no layout marked as failed."""
+    running = start(tmp_path, "--set", "search.trials=500", "--set", "proxy.epochs=40", "--workers", workers)
+    wait_for_lines(tmp_path / "studies/quick/evaluations.jsonl", 2)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=100)
+    assert running.returncode == 130, errors
+    assert "To go on: mvsearch launch stagewise" in errors
+    assert "Traceback" not in errors
+    lines = (tmp_path / "studies/quick/evaluations.jsonl").read_text().splitlines()
+    assert {json.loads(line)["what"] for line in lines} <= {"time", "train"}
+
+
+def test_a_refused_launch_binds_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["launch", "stagewise", *QUICK, "--workers", "0"]).exit_code == 2
+    other = CliRunner().invoke(app, ["launch", "stagewise", *QUICK, "--set", "proxy.epochs=3", "--workers", "0"])
+    assert "workers: 0 is not allowed" in other.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_ends_the_launch_and_loses_nothing(tmp_path):

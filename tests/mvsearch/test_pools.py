@@ -9,7 +9,7 @@ from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.evaluate.job import Done, Job, Lost, Progress, Started
 from mvsearch.pool import PoolError
 from mvsearch.pool.inline import InlinePool
-from mvsearch.pool.ray_pool import RayPool
+from mvsearch.pool.ray_pool import RayPool, _gpu_room
 
 
 def layout(width=16, blocks="MA"):
@@ -154,6 +154,15 @@ def test_a_worker_that_cannot_start_says_why():
 def test_what_is_not_there_is_refused():
     with pytest.raises(PoolError, match="no GPU"):
         RayPool(MakeFakeWorker(), None, gpus_per_trial=0.5)
+    with pytest.raises(PoolError, match="not supported"):
+        RayPool(MakeFakeWorker(), None, address="ray://127.0.0.1:10001")
+    assert [_gpu_room(free, share) for free, share in ((2, 0.6), (2, 0.4), (1, 0.25), (4, 2), (0, 1))] == [
+        2,
+        4,
+        4,
+        2,
+        0,
+    ]
     with pytest.raises(PoolError, match="no Ray cluster can be reached"):
         RayPool(MakeFakeWorker(), None, address="127.0.0.1:1")
 

@@ -12,13 +12,13 @@ import pytest
 from fakes import MakeFakeWorker, true_ratio
 
 from mvsearch.config import load_config
-from mvsearch.ledger import read_evaluations
+from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
 from mvsearch.search import Interrupted, Search, SearchFailed, open_optuna_study
 from mvsearch.space import SearchSpace
 from mvsearch.study import StudyFolder
-from mvsearch.timings import read_timings
+from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
 
 HERE = Path(__file__).parent
@@ -183,6 +183,42 @@ def test_recorded_timings_are_taken_and_give_the_same_trials(tmp_path):
     assert all(line.startswith("train") for line in log.read_text().splitlines())
     timings = [line for line in second.ledger.evaluations if line.what == "time"]
     assert {line.conditions["source"] for line in timings} == {str(first.folder.ledger)}
+
+
+@pytest.mark.parametrize("ratio", ["nan", "inf", "-1", "0", "", "fast"])
+def test_timings_that_are_no_numbers_are_refused(tmp_path, ratio):
+    table = tmp_path / "trials.csv"
+    table.write_text(f"key,images_per_second,ratio\na,100,1.0\nb,100,{ratio}\n")
+    with pytest.raises(StudyError, match=r"line 3: .* must be finite numbers above 0"):
+        read_timings(table)
+    if ratio in ("nan", "-1"):
+        values = {"images_per_second": 100.0, "ratio": float(ratio)}
+        line = {"what": "time", "key": "b", "layout": {}, "trial": 0, "values": values}
+        (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+        with pytest.raises(StudyError, match="must be finite numbers above 0"):
+            read_timings(tmp_path / "evaluations.jsonl")
+
+
+def test_timings_of_other_conditions_are_refused(tmp_path):
+    timing = RecordedTiming({"ratio": 1.0}, {"source": "x.csv", "batch_size": 64, "reference": "a"}, "cpu")
+    check_conditions({"k": timing}, {"batch_size": 64, "reference": "a", "image_size": 32})
+    with pytest.raises(StudyError, match="batch_size = 64, and this study has 128"):
+        check_conditions({"k": timing}, {"batch_size": 128})
+
+
+def test_weights_of_a_layout_that_waits_for_a_seed_are_kept_over_a_resume(tmp_path):
+    settings = ("proxy.seeds=2", "search.trials=6", "search.baselines=false")
+    first = search_in(tmp_path, *settings)
+    first.run()
+    lines = first.folder.ledger.read_text().splitlines()
+    first.folder.ledger.write_text("\n".join(line for line in lines if json.loads(line)["seed"] != 1) + "\n")
+    for record in first.records():
+        (first.folder.weights / f"{record.key}.safetensors").touch()
+    first.folder.journal.unlink()
+    again = search_in(tmp_path, *settings)
+    again.run()
+    kept = {path.stem for path in again.folder.weights.iterdir()}
+    assert {record.key for record in again.state().front} == kept
 
 
 class StopAfter(View):
