@@ -496,8 +496,13 @@ def _folder(root: Path | None) -> _Source:
     train = _image_files(top, classes)
     test = val = None
     if top != root:
-        val = _image_files(root / "val", classes) if (root / "val").is_dir() else None
-        test = _image_files(root / "test", classes) if (root / "test").is_dir() else None
+        # A folder of images without classes (a challenge's test set, say) is of no use here.
+        labelled = {
+            name: any(entry.is_dir() for entry in (root / name).iterdir()) if (root / name).is_dir() else False
+            for name in ("val", "test")
+        }
+        val = _image_files(root / "val", classes) if labelled["val"] else None
+        test = _image_files(root / "test", classes) if labelled["test"] else None
         if test is None:
             # A published validation split is what people report on; ours comes out of the training images.
             test, val = val, None

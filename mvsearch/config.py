@@ -462,7 +462,7 @@ class SearchConfig(_Section):
     trials: _Whole1 = 26
     """Layouts trained in full, the hand-made baselines among them."""
     hours: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
-    """Ends the search after this many hours, whichever comes first; null: no limit."""
+    """Ends the asking after this many hours of a launch, whichever comes first; null: no limit."""
     seed: Annotated[int, BeforeValidator(_whole(0, 2**31 - 1))] = 0
     """Seed of the search and of the trainings; the data subset is always the same."""
     baselines: Annotated[bool, BeforeValidator(_flag)] = True

@@ -53,7 +53,7 @@ def record_line(record: TrialRecord, state: LaunchState) -> Text:
 
 
 def front_lines(records: list[TrialRecord], *, title: str = "Pareto front") -> Table:
-    """The front as a table, most accurate last."""
+    """The front as a table, in the order given: slowest and most accurate first."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layout", no_wrap=True)
     for name in ("width", "state", "params", "top-1", "NLL", "img/s", "ratio"):

@@ -433,3 +433,18 @@ def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
 def test_every_name_has_a_loader_and_a_description() -> None:
     assert set(DATA_SETS) == set(data_module._LOADERS)
     assert all(DATA_SETS.values())
+
+
+def test_a_test_folder_without_classes_is_left_alone(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"cat": 20, "dog": 20})
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "unknown.png")
+    data = load_data("folder", root=tmp_path, image_size=8)
+    assert len(data.train) + len(data.val) + len(data.test) == 40
+
+
+def test_images_of_more_than_8_bits_are_named_and_not_clipped(tmp_path: Path) -> None:
+    write_images(tmp_path, {"cat": 20, "dog": 20})
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "cat" / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png .*8 bits"):
+        load_data("folder", root=tmp_path, image_size=8)
