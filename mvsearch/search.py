@@ -167,6 +167,7 @@ class Search:
         self._last_result: float | None = None
         self._finished_here = 0
         self._records: dict[str, TrialRecord] = {}
+        self._summary: tuple[list[TrialRecord], float | None] | None = None
         for key in {evaluation.key for evaluation in self.ledger.evaluations}:
             self._refresh(key)
         self._todo = self._recover()
@@ -234,8 +235,8 @@ class Search:
             failed=failed,
             wanted=wanted,
             running=dict(sorted(self._doing.items())),
-            front=front_records(self.records(), self.measure),
-            hypervolume=self._hypervolume(),
+            front=self._front_and_hypervolume()[0],
+            hypervolume=self._front_and_hypervolume()[1],
             utilisation=busy / (elapsed * self.pool.workers) if elapsed else 0.0,
             elapsed=elapsed,
             remaining=elapsed / self._finished_here * left if self._finished_here else None,
@@ -244,6 +245,12 @@ class Search:
     def _counts(self) -> tuple[int, int]:
         states = Counter(record.state for record in self._records.values())
         return states[COMPLETE], states[FAILED]
+
+    def _front_and_hypervolume(self) -> tuple[list[TrialRecord], float | None]:
+        """Both anew only when a record has changed: a view asks for them several times a second."""
+        if self._summary is None:
+            self._summary = (front_records(self.records(), self.measure), self._hypervolume())
+        return self._summary
 
     def _hypervolume(self) -> float | None:
         baselines = [record for record in self._records.values() if record.baseline]
@@ -449,6 +456,7 @@ class Search:
 
     def _refresh(self, key: str) -> None:
         lines = self.ledger.of(key)
+        self._summary = None
         self._records[key] = trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0]
 
     def _weights(self, key: str) -> Path:
@@ -456,7 +464,7 @@ class Search:
 
     def _keep_weights(self) -> None:
         """Keep the weights of the front, the hand-made baselines and what is under way; delete the rest."""
-        keep = {record.key for record in front_records(self.records(), self.measure)}
+        keep = {record.key for record in self._front_and_hypervolume()[0]}
         keep |= {record.key for record in self._records.values() if record.baseline}
         # What is under way, or was when an earlier launch ended: its first seed is not trained again.
         keep |= {record.key for record in self._records.values() if record.state == PARTIAL}
