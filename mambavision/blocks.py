@@ -9,7 +9,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from mambavision.layout import LETTERS, StageLayout
-from mambavision.mixers import Attention, MambaVisionMixer
+from mambavision.mixers import Attention, GatedMambaMixer, MambaVisionMixer
 
 
 def build_block(letter: str, stage: StageLayout, *, qk_norm: bool = False, drop_path: float = 0.0) -> nn.Module:
@@ -75,6 +75,13 @@ class MambaBlock(TokenBlock):
 
     def __init__(self, stage: StageLayout, *, qk_norm: bool = False, drop_path: float = 0.0) -> None:
         super().__init__(stage, MambaVisionMixer(stage.dim, stage.state, stage.conv_kernel), drop_path)
+
+
+class GatedMambaBlock(TokenBlock):
+    """Letter G: Mamba's original, gated mixer."""
+
+    def __init__(self, stage: StageLayout, *, qk_norm: bool = False, drop_path: float = 0.0) -> None:
+        super().__init__(stage, GatedMambaMixer(stage.dim, stage.state, stage.conv_kernel, stage.expand), drop_path)
 
 
 class AttentionBlock(TokenBlock):

@@ -71,7 +71,7 @@ def cost(
                 if LETTERS[letter].attends:
                     attention += tokens * 2 * length * stage.dim
                 if LETTERS[letter].scans:
-                    scan += tokens * 9 * (stage.dim // 2) * stage.state // 2
+                    scan += tokens * 9 * stage.scanned(letter) * stage.state // 2
         else:
             conv = 18 * stage.dim**2
             scales = 0 if stage.layer_scale is None else stage.dim
@@ -121,8 +121,11 @@ def _mixer(stage: StageLayout, letter: str, qk_norm: bool) -> tuple[int, int]:
     dim = stage.dim
     if LETTERS[letter].attends:
         return 4 * dim**2 + 4 * dim + (4 * (dim // stage.heads) if qk_norm else 0), 4 * dim**2
-    inner, rank = dim // 2, math.ceil(dim / 16)
-    weights = 2 * dim**2 + dim * stage.conv_kernel + inner * (rank + 2 * stage.state) + rank * inner
+    inner, rank = stage.scanned(letter), math.ceil(dim / 16)
+    # M projects and convolves both halves of dim; G projects scanned and gating channels, and convolves the scanned.
+    convolved, projected = (inner, inner) if letter == "G" else (dim, dim)
+    weights = 2 * inner * dim + projected * dim + convolved * stage.conv_kernel + inner * (rank + 2 * stage.state)
+    weights += rank * inner
     return weights + inner + inner * stage.state + inner, weights
 
 
@@ -159,8 +162,9 @@ def _peak(
             if LETTERS[letter].attends:
                 alive.append(base + (7 if layout.qk_norm else 5) * own + batch_size * tokens * stage.heads)
             if LETTERS[letter].scans:
-                alive.append(base + 9 * own // 2)
-                around, inside = _scan_alive(stage, batch_size * windows, length)
+                inner = batch_size * tokens * stage.scanned(letter)
+                alive.append(base + own + 5 * inner if letter == "G" else base + 9 * own // 2)
+                around, inside = _scan_alive(stage, letter, batch_size * windows, length)
                 scan_bytes = max(scan_bytes, (base + around) * bytes_per_value + inside * max(4, bytes_per_value))
         if i + 1 < len(maps):
             # The map of one window has its channels last, as the convolution wants its output.
@@ -171,11 +175,12 @@ def _peak(
     return max(max(alive) * bytes_per_value, scan_bytes)
 
 
-def _scan_alive(stage: StageLayout, batch: int, length: int) -> tuple[int, int]:
+def _scan_alive(stage: StageLayout, letter: str, batch: int, length: int) -> tuple[int, int]:
     """Numbers alive during the scan: around it in the mixer, and inside it in its own precision."""
-    inner, rank = stage.dim // 2, math.ceil(stage.dim / 16)
+    inner, rank = stage.scanned(letter), math.ceil(stage.dim / 16)
     tokens = batch * length
-    around = tokens * (2 * inner + 3 * inner + rank + 2 * stage.state) + tokens * inner
+    # The mixer's input, what it scans, its step sizes and the result; beside it z, in G with all of the projection.
+    around = tokens * (stage.dim + (5 if letter == "G" else 4) * inner + rank + 2 * stage.state)
     step = batch * inner * stage.state
     steps = min(length, max(1, SCAN_SLAB // step))
     slabs = (2 * steps + 1) * step + steps * batch * inner

@@ -44,6 +44,7 @@ class Letter:
 LETTERS: dict[str, Letter] = {
     "C": Letter("residual conv", "#8A8F98", "ConvBlock", mixes_tokens=False),
     "M": Letter("MambaVision mixer", "#0072B2", "MambaBlock", scans=True),
+    "G": Letter("gated Mamba", "#56B4E9", "GatedMambaBlock", scans=True),
     "A": Letter("self-attention", "#E69F00", "AttentionBlock", attends=True),
 }
 """The one place where a block letter is registered."""
@@ -86,6 +87,7 @@ class StageLayout:
             pads it with zeros, as published.
         state: SSM state size N, 1 to 256.
         conv_kernel: width of the mixer's depthwise convolution, 1 to 15.
+        expand: channels that ``G`` scans, as a multiple of `dim`, 1 to 4 (``M`` scans half of `dim`).
         mlp_ratio: hidden width of the MLP over `dim`.
         layer_scale: initial value of the learned residual scales; None means no scales.
 
@@ -99,6 +101,7 @@ class StageLayout:
     window: int | None = None
     state: int = 8
     conv_kernel: int = 3
+    expand: int = 1
     mlp_ratio: float = 4.0
     layer_scale: float | None = None
 
@@ -120,6 +123,7 @@ class StageLayout:
             _check_int(where, "window", self.window, 1, 1024)
         _check_int(where, "state", self.state, 1, 256)
         _check_int(where, "conv_kernel", self.conv_kernel, 1, 15)
+        _check_int(where, "expand", self.expand, 1, 4)
         _check_float(where, "mlp_ratio", self.mlp_ratio, 16)
         if self.layer_scale is not None:
             _check_float(where, "layer_scale", self.layer_scale, 10)
@@ -143,6 +147,12 @@ class StageLayout:
         """True if any block of the stage has attention heads."""
         return any(LETTERS[letter].attends for letter in self.blocks)
 
+    def scanned(self, letter: str) -> int:
+        """Channels that a block of this letter scans; 0 where it does not."""
+        if not LETTERS[letter].scans:
+            return 0
+        return self.expand * self.dim if letter == "G" else self.dim // 2
+
     @property
     def mlp_hidden(self) -> int:
         """Hidden width of the MLP."""
@@ -155,6 +165,8 @@ class StageLayout:
             data |= {"window": self.window, "mlp_hidden": self.mlp_hidden}
         if self.scans:
             data |= {"state": self.state, "conv_kernel": self.conv_kernel}
+        if "G" in self.blocks:
+            data |= {"expand": self.expand}
         if self.attends:
             data |= {"heads": self.heads}
         return data
@@ -358,6 +370,19 @@ class HybridLayout:
 def last_half(depth: int) -> str:
     """The published order: ceil(depth/2) ``M``, then floor(depth/2) ``A`` (spec, section 4)."""
     return "M" * (depth - depth // 2) + "A" * (depth // 2)
+
+
+def first_part(depth: int, ratio: float) -> str:
+    """The columnar order: the first ``int(depth * ratio)`` blocks ``G``, the rest ``A`` (spec, section 12).
+
+    Raises:
+        LayoutError: for a depth below 1 or a ratio outside 0 to 1.
+    """
+    _check_int("", "depth", depth, 1, 64)
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
+        raise _fail("", "use_mamba_ratio", ratio, "a number from 0 to 1")
+    gated = int(depth * ratio)
+    return "G" * gated + "A" * (depth - gated)
 
 
 def _stage_from_dict(number: int, data: object) -> StageLayout:

@@ -14,7 +14,60 @@ from torch import Tensor, nn
 from mambavision.scan import selective_scan
 
 
-class MambaVisionMixer(nn.Module):
+class ScanMixer(nn.Module):
+    """What the two Mamba mixers share: parameters of the selective scan, its convolution and its inputs."""
+
+    rank: int
+    state: int
+
+    def _add_convolution(self, name: str, inner: int, kernel: int) -> None:
+        # One more step than needed for an even kernel; _convolve drops the first.
+        self.add_module(name, nn.Conv1d(inner, inner, kernel, padding=kernel // 2, groups=inner, bias=False))
+
+    def _add_scan(self, dim: int, inner: int, state: int) -> None:
+        self.state = state
+        self.rank = math.ceil(dim / 16)
+        self.x_proj = nn.Linear(inner, self.rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(self.rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
+        self.D._no_weight_decay = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def reset_dt(self) -> None:
+        """Mamba's own start: step sizes log-uniform in 0.001 to 0.1, at least 1e-4 (arXiv 2312.00752, section 3.6)."""
+        nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.dt_proj.bias._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def _scan(self, x_BLE: Tensor, *, bias_twice: bool) -> Tensor:
+        """(B, L, E) to (B, L, E)."""
+        dt, B, C = self.x_proj(x_BLE).split([self.rank, self.state, self.state], dim=2)
+        delta = self.dt_proj(dt) if bias_twice else F.linear(dt, self.dt_proj.weight)
+        y_BEL = selective_scan(
+            x_BLE.transpose(1, 2),
+            delta.transpose(1, 2),
+            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            self.D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+        )
+        return y_BEL.transpose(1, 2)
+
+    @staticmethod
+    def _convolve(conv: nn.Conv1d, x_BLE: Tensor) -> Tensor:
+        # As a 2-D convolution of height 1: tokens first is then its channels-last form, and nothing is transposed.
+        x_BE1L = x_BLE.transpose(1, 2).unsqueeze(2)
+        y_BE1L = F.conv2d(x_BE1L, conv.weight.unsqueeze(2), padding=(0, int(conv.padding[0])), groups=conv.groups)
+        even = 1 - conv.kernel_size[0] % 2
+        return F.silu(y_BE1L.squeeze(2).transpose(1, 2)[:, even:])
+
+
+class MambaVisionMixer(ScanMixer):
     """The MambaVision mixer (arXiv 2407.08083, section 3.2): half of the channels scanned, half only convolved.
 
     Both halves pass a depthwise convolution that looks one step ahead ('same' padding, not causal) and SiLU; the first
@@ -27,58 +80,55 @@ class MambaVisionMixer(nn.Module):
         conv_kernel: width of the depthwise convolutions.
     """
 
+    conv1d_x: nn.Conv1d
+    conv1d_z: nn.Conv1d
+
     def __init__(self, dim: int, state: int = 8, conv_kernel: int = 3) -> None:
         super().__init__()
         inner = dim // 2
-        self.state = state
-        self.rank = math.ceil(dim / 16)
         self.in_proj = nn.Linear(dim, dim, bias=False)
-        # One more step than needed for an even kernel; _convolve drops the first.
-        padding = conv_kernel // 2
-        self.conv1d_x = nn.Conv1d(inner, inner, conv_kernel, padding=padding, groups=inner, bias=False)
-        self.conv1d_z = nn.Conv1d(inner, inner, conv_kernel, padding=padding, groups=inner, bias=False)
-        self.x_proj = nn.Linear(inner, self.rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(self.rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner))
+        self._add_convolution("conv1d_x", inner, conv_kernel)
+        self._add_convolution("conv1d_z", inner, conv_kernel)
+        self._add_scan(dim, inner, state)
         self.out_proj = nn.Linear(dim, dim, bias=False)
-        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
-        self.D._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_dt()
-
-    @torch.no_grad()
-    def reset_dt(self) -> None:
-        """Mamba's own start: step sizes log-uniform in 0.001 to 0.1, at least 1e-4 (arXiv 2312.00752, section 3.6)."""
-        nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
-        dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-        self.dt_proj.bias._no_weight_decay = True  # type: ignore[attr-defined]
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) to (B, L, C)."""
         x_BLE, z_BLE = self.in_proj(x_BLC).chunk(2, dim=2)
         x_BLE = self._convolve(self.conv1d_x, x_BLE)
         z_BLE = self._convolve(self.conv1d_z, z_BLE)
-        dt, B, C = self.x_proj(x_BLE).split([self.rank, self.state, self.state], dim=2)
-        y_BEL = selective_scan(
-            x_BLE.transpose(1, 2),
-            self.dt_proj(dt).transpose(1, 2),
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            self.D,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-        )
-        return self.out_proj(torch.cat([y_BEL.transpose(1, 2), z_BLE], dim=2))
+        return self.out_proj(torch.cat([self._scan(x_BLE, bias_twice=True), z_BLE], dim=2))
 
-    @staticmethod
-    def _convolve(conv: nn.Conv1d, x_BLE: Tensor) -> Tensor:
-        # As a 2-D convolution of height 1: tokens first is then its channels-last form, and nothing is transposed.
-        x_BE1L = x_BLE.transpose(1, 2).unsqueeze(2)
-        y_BE1L = F.conv2d(x_BE1L, conv.weight.unsqueeze(2), padding=(0, int(conv.padding[0])), groups=conv.groups)
-        even = 1 - conv.kernel_size[0] % 2
-        return F.silu(y_BE1L.squeeze(2).transpose(1, 2)[:, even:])
+
+class GatedMambaMixer(ScanMixer):
+    """Mamba's original mixer (arXiv 2312.00752, figure 3): one branch convolved and scanned, the other its gate.
+
+    As in `MambaVisionMixer` the convolution looks one step ahead instead of being causal; the dt bias acts once.
+
+    Args:
+        dim: channels C.
+        state: states N of a channel of the scan.
+        conv_kernel: width of the depthwise convolution.
+        expand: scanned channels as a multiple of `dim`.
+    """
+
+    conv1d: nn.Conv1d
+
+    def __init__(self, dim: int, state: int = 8, conv_kernel: int = 3, expand: int = 1) -> None:
+        super().__init__()
+        inner = expand * dim
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self._add_convolution("conv1d", inner, conv_kernel)
+        self._add_scan(dim, inner, state)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_dt()
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """(B, L, C) to (B, L, C)."""
+        x_BLE, z_BLE = self.in_proj(x_BLC).chunk(2, dim=2)
+        y_BLE = self._scan(self._convolve(self.conv1d, x_BLE), bias_twice=False)
+        return self.out_proj(y_BLE * F.silu(z_BLE))
 
 
 class Attention(nn.Module):

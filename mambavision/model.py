@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mambavision.blocks import build_block
 from mambavision.layout import HybridLayout, StageLayout
+from mambavision.mixers import GatedMambaMixer, ScanMixer
 
 DT_INITS = ("official", "mamba")
 
@@ -126,7 +127,7 @@ class MambaVision(nn.Module):
         drop_path_rate: stochastic depth of the last block; it grows linearly over all blocks from 0.
         dt_init: how step sizes of the scan start. ``"official"`` as published: the model's general initialisation
             also covers dt (weights of standard deviation 0.02, bias 0, so steps near 0.7). ``"mamba"``: Mamba's own,
-            steps of 0.001 to 0.1.
+            steps of 0.001 to 0.1, which blocks ``G`` have in any case.
 
     Attributes:
         layout: the layout it was built from.
@@ -178,8 +179,14 @@ class MambaVision(nn.Module):
             rates = rates[count:]
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and not (dt_init == "mamba" and name.endswith("dt_proj")):
+        # The gated mixer always keeps Mamba's own start.
+        kept = {
+            mixer.dt_proj
+            for mixer in self.modules()
+            if isinstance(mixer, ScanMixer) and (dt_init == "mamba" or isinstance(mixer, GatedMambaMixer))
+        }
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in kept:
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

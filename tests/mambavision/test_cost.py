@@ -77,6 +77,10 @@ def macs_counted(model: torch.nn.Module, image: torch.Tensor) -> int:
 CASES = {
     "M": (three_stages("M", 16), 32, 64),
     "A": (three_stages("A", 16), 32, 64),
+    "G": (three_stages("G", 16), 32, 64),
+    "G, expand 2": (three_stages("G", 32, expand=2, conv_kernel=5, mlp_ratio=1.0), 32, 64),
+    "GMA": (three_stages("GMA", 32, mlp_ratio=1.0), 32, 64),
+    "columnar, gated": (columnar("GGAA", 64).override(expand=2, conv_kernel=5, state=16), 32, 64),
     "MMAA": (three_stages("MMAA", 32), 32, 64),
     "wide": (three_stages("MA", 64), 32, 64),
     "large batch": (three_stages("MA", 24), 32, 256),
@@ -108,7 +112,7 @@ def test_cost_equals_the_built_model(case: str) -> None:
 def layouts(draw: st.DrawFn) -> HybridLayout:
     stages = []
     for _ in range(draw(st.integers(1, 4))):
-        blocks = draw(st.one_of(st.text("C", min_size=1, max_size=3), st.text("MA", min_size=1, max_size=4)))
+        blocks = draw(st.one_of(st.text("C", min_size=1, max_size=3), st.text("MGA", min_size=1, max_size=4)))
         heads = draw(st.integers(1, 3))
         stages.append(
             StageLayout(
@@ -117,6 +121,7 @@ def layouts(draw: st.DrawFn) -> HybridLayout:
                 heads=heads,
                 state=draw(st.integers(1, 9)),
                 conv_kernel=draw(st.integers(1, 5)),
+                expand=draw(st.integers(1, 3)),
                 mlp_ratio=draw(st.sampled_from([0.5, 2.7, 4.0])),
                 layer_scale=draw(st.sampled_from([None, 0.1])),
             )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import columnar, three_stages
 
-from mambavision.layout import LETTERS, HybridLayout, LayoutError, StageLayout, last_half
+from mambavision.layout import LETTERS, HybridLayout, LayoutError, StageLayout, first_part, last_half
 
 
 @st.composite
@@ -18,7 +18,7 @@ def layouts(draw: st.DrawFn) -> HybridLayout:
     count = draw(st.integers(1, 4))
     stages = []
     for _ in range(count):
-        blocks = draw(st.one_of(st.text("C", min_size=1, max_size=4), st.text("MA", min_size=1, max_size=6)))
+        blocks = draw(st.one_of(st.text("C", min_size=1, max_size=4), st.text("MGA", min_size=1, max_size=6)))
         heads = draw(st.sampled_from([1, 2, 4]))
         stages.append(
             StageLayout(
@@ -28,6 +28,7 @@ def layouts(draw: st.DrawFn) -> HybridLayout:
                 window=draw(st.one_of(st.none(), st.integers(1, 20))),
                 state=draw(st.integers(1, 64)),
                 conv_kernel=draw(st.integers(1, 7)),
+                expand=draw(st.integers(1, 4)),
                 mlp_ratio=draw(st.sampled_from([1, 2.5, 4.0])),
                 layer_scale=draw(st.sampled_from([None, 1e-5])),
             )
@@ -82,6 +83,8 @@ def test_key_changes_with_what_has_an_effect_and_with_nothing_else() -> None:
     )
     assert attention.override(state=9, conv_kernel=5).key == attention.key
     assert mamba.override(heads=4, qk_norm=True).key == mamba.key
+    assert hybrid.override(expand=2).key == hybrid.key
+    assert three_stages("GA").override(expand=2).key != three_stages("GA").key != hybrid.key
     assert conv.override(window=3, mlp_ratio=2.0, state=3, heads=2).key == conv.key
     assert hybrid.override(patch=3).key == hybrid.key
     assert columnar().override(in_dim=5, stem_stride=1).key == columnar().key
@@ -106,6 +109,7 @@ def test_keys_stay_the_same_over_versions() -> None:
         ({"heads": 3}, "heads: 3 is not allowed; a divisor of dim 8"),
         ({"window": 0}, "window: 0"),
         ({"state": 257}, "state: 257"),
+        ({"expand": 5}, "expand: 5 is not allowed; a whole number from 1 to 4"),
         ({"conv_kernel": 16}, "conv_kernel: 16"),
         ({"mlp_ratio": 0}, "mlp_ratio: 0"),
         ({"layer_scale": -1.0}, "layer_scale: -1.0"),
@@ -172,6 +176,17 @@ def test_sizes_and_tokens() -> None:
 def test_published_order() -> None:
     assert [last_half(n) for n in (1, 2, 5, 8)] == ["M", "MA", "MMMAA", "MMMMAAAA"]
     assert three_stages("MMA").pattern == "C|MMA|MMA"
+
+
+def test_columnar_order() -> None:
+    assert [first_part(8, ratio) for ratio in (0, 0.5, 0.6, 1)] == ["A" * 8, "GGGGAAAA", "GGGGAAAA", "G" * 8]
+    for depth, ratio, field in ((0, 0.5, "depth"), (8, 1.5, "use_mamba_ratio"), (8, True, "use_mamba_ratio")):
+        with pytest.raises(LayoutError, match=f"^{field}: "):
+            first_part(depth, ratio)
+
+
+def test_an_odd_width_is_fine_where_no_block_halves_it() -> None:
+    assert StageLayout(blocks="GA", dim=9, expand=2).scanned("G") == 18
 
 
 def test_every_letter_has_a_block() -> None:

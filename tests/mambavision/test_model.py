@@ -11,44 +11,59 @@ from layouts import columnar, three_stages
 from torch import Tensor
 
 from mambavision.layout import HybridLayout, StageLayout
-from mambavision.mixers import Attention, MambaVisionMixer
+from mambavision.mixers import Attention, GatedMambaMixer, MambaVisionMixer
 from mambavision.model import MambaVision, from_windows, to_windows
 
 # -- the equations again, one token, channel and state at a time, from the weights by name ---------------------------
 
 
-def plain_mamba(w: dict[str, Tensor], h: Tensor) -> Tensor:
-    """(tokens, C) to (tokens, C)."""
-    length, dim = h.shape
-    half, state, rank = dim // 2, w["A_log"].shape[1], math.ceil(dim / 16)
-    xz = h @ w["in_proj.weight"].T
+def plain_convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """(tokens, E), kernel (E, 1, k): 'same' padding, then SiLU."""
+    length, k = len(x), kernel.shape[2]
+    left = (k - 1) // 2
+    out = torch.zeros_like(x)
+    for t in range(length):
+        for i in range(k):
+            if 0 <= t + i - left < length:
+                out[t] += kernel[:, 0, i] * x[t + i - left]
+    return out * torch.sigmoid(out)
 
-    def convolve(x: Tensor, kernel: Tensor) -> Tensor:
-        k = kernel.shape[2]
-        left = (k - 1) // 2
-        out = torch.zeros_like(x)
-        for t in range(length):
-            for i in range(k):
-                if 0 <= t + i - left < length:
-                    out[t] += kernel[:, 0, i] * x[t + i - left]
-        return out * torch.sigmoid(out)
 
-    x = convolve(xz[:, :half], w["conv1d_x.weight"])
-    z = convolve(xz[:, half:], w["conv1d_z.weight"])
+def plain_scan(w: dict[str, Tensor], x: Tensor, rank: int, biases: int) -> Tensor:
+    """(tokens, E) to (tokens, E); the dt bias counts `biases` times."""
+    state = w["A_log"].shape[1]
     projected = x @ w["x_proj.weight"].T
     dt, b, c = projected[:, :rank], projected[:, rank : rank + state], projected[:, rank + state :]
-    bias = w["dt_proj.bias"]
-    delta = torch.log1p(torch.exp(dt @ w["dt_proj.weight"].T + bias + bias))
+    delta = torch.log1p(torch.exp(dt @ w["dt_proj.weight"].T + biases * w["dt_proj.bias"]))
     y = torch.zeros_like(x)
-    for channel in range(half):
+    for channel in range(x.shape[1]):
         for n in range(state):
-            s = torch.tensor(0.0, dtype=h.dtype)
-            for t in range(length):
+            s = torch.tensor(0.0, dtype=x.dtype)
+            for t in range(len(x)):
                 s = torch.exp(-delta[t, channel] * torch.exp(w["A_log"][channel, n])) * s
                 s = s + delta[t, channel] * x[t, channel] * b[t, n]
                 y[t, channel] += s * c[t, n]
         y[:, channel] += w["D"][channel] * x[:, channel]
+    return y
+
+
+def plain_mamba(w: dict[str, Tensor], h: Tensor) -> Tensor:
+    """(tokens, C) to (tokens, C)."""
+    half = h.shape[1] // 2
+    xz = h @ w["in_proj.weight"].T
+    x = plain_convolve(xz[:, :half], w["conv1d_x.weight"])
+    z = plain_convolve(xz[:, half:], w["conv1d_z.weight"])
+    y = plain_scan(w, x, math.ceil(h.shape[1] / 16), biases=2)
     return torch.cat([y, z], dim=1) @ w["out_proj.weight"].T
+
+
+def plain_gated_mamba(w: dict[str, Tensor], h: Tensor) -> Tensor:
+    """(tokens, C) to (tokens, C)."""
+    inner = w["D"].shape[0]
+    xz = h @ w["in_proj.weight"].T
+    x, z = plain_convolve(xz[:, :inner], w["conv1d.weight"]), xz[:, inner:]
+    y = plain_scan(w, x, math.ceil(h.shape[1] / 16), biases=1)
+    return (y * z * torch.sigmoid(z)) @ w["out_proj.weight"].T
 
 
 def plain_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -93,7 +108,10 @@ def plain_block(weights: dict[str, Tensor], prefix: str, letter: str, heads: int
     w = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     mixer = {name.removeprefix("mixer."): value for name, value in w.items() if name.startswith("mixer.")}
     h = plain_norm(x, w["norm1.weight"], w["norm1.bias"])
-    mixed = plain_mamba(mixer, h) if letter == "M" else plain_attention(mixer, h, heads)
+    if letter == "A":
+        mixed = plain_attention(mixer, h, heads)
+    else:
+        mixed = {"M": plain_mamba, "G": plain_gated_mamba}[letter](mixer, h)
     x = x + w.get("gamma_1", 1.0) * mixed
     h = plain_norm(x, w["norm2.weight"], w["norm2.bias"]) @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"]
     h = 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
@@ -122,12 +140,14 @@ STAGES = {
     "layer scale": {"layer_scale": 0.5},
     "narrow MLP": {"mlp_ratio": 1.5},
     "qk_norm": {"qk_norm": True},
+    "all letters": {"blocks": ["C", "GMA", "AG"], "expand": 2, "conv_kernel": 4},
+    "gated, not expanded": {"blocks": ["C", "G", "G"]},
 }
 
 
 @pytest.mark.parametrize("case", STAGES)
 def test_hybrid_stage_equals_the_plain_equations(case: str) -> None:
-    layout = three_stages("MAMA", dim=6, **STAGES[case])
+    layout = three_stages("MAMA", dim=6).override(**STAGES[case])
     model = randomised(MambaVision(layout, num_classes=3)).double().eval()
     level = model.levels[1]
     image = torch.randn(2, 12, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -161,12 +181,14 @@ def test_conv_parts_equal_the_plain_equations() -> None:
         torch.testing.assert_close(model(image), expected)
 
 
-def test_mixer_looks_one_token_ahead_and_no_further() -> None:
-    mixer = randomised(MambaVisionMixer(8)).double()
+@pytest.mark.parametrize("mixer", [MambaVisionMixer(8), GatedMambaMixer(8), GatedMambaMixer(8, 16, 4, 2)])
+def test_mixer_looks_as_far_ahead_as_its_kernel_and_no_further(mixer: torch.nn.Module) -> None:
+    mixer = randomised(mixer).double()
     x = torch.randn(1, 20, 8, dtype=torch.float64, requires_grad=True)
     mixer(x)[0, 9].sum().backward()
     reached = x.grad[0].abs().sum(1) > 0
-    assert reached.tolist() == [True] * 11 + [False] * 9
+    ahead = mixer.conv1d.kernel_size[0] // 2 if isinstance(mixer, GatedMambaMixer) else 1
+    assert reached.tolist() == [True] * (10 + ahead) + [False] * (10 - ahead)
 
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 5), (2, 9)])
@@ -188,6 +210,7 @@ LAYOUTS = {
         stages=(StageLayout(blocks="M", dim=4), StageLayout(blocks="C", dim=6), StageLayout(blocks="A", dim=5))
     ),
     "columnar": columnar(),
+    "all letters": three_stages().override(blocks=["C", "GAM", "MMG"], expand=2),
 }
 
 
@@ -248,8 +271,17 @@ def test_dt_inits() -> None:
         assert torch.equal(mixer.D, torch.ones(64))
 
 
-def test_no_weight_decay_names_the_scan() -> None:
-    names = MambaVision(three_stages("MA")).no_weight_decay()
+def test_gated_blocks_keep_mamba_s_dt_init() -> None:
+    mixer = MambaVision(three_stages("G", dim=64)).levels[1].blocks[0].mixer
+    steps = F.softplus(mixer.dt_proj.bias)
+    assert 1e-4 <= steps.min() < 0.01 < steps.max() <= 0.1001
+    assert mixer.dt_proj.weight.std() > 0.1
+    assert mixer.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("letter", ["M", "G"])
+def test_no_weight_decay_names_the_scan(letter: str) -> None:
+    names = MambaVision(three_stages(f"{letter}A")).no_weight_decay()
     assert names == {f"levels.{i}.blocks.0.mixer.{name}" for i in (1, 2) for name in ("A_log", "D", "dt_proj.bias")}
 
 
