@@ -7,12 +7,22 @@ start quickly. `mambavision.cost` is the module; the function is `mambavision.co
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 from mambavision.layout import HybridLayout, LayoutError, StageLayout
 
 if TYPE_CHECKING:
-    from mambavision.library import LibraryError, create_model, list_models
+    from mambavision.library import (
+        LibraryError,
+        create_mambavision_small,
+        create_mambavision_tiny,
+        create_model,
+        list_models,
+    )
     from mambavision.model import MambaVision
     from mambavision.released import load_released_weights
     from mambavision.scan import selective_scan
@@ -24,6 +34,8 @@ __all__ = [
     "MambaVision",
     "StageLayout",
     "cost",
+    "create_mambavision_small",
+    "create_mambavision_tiny",
     "create_model",
     "list_models",
     "load_released_weights",
@@ -33,6 +45,8 @@ __all__ = [
 _HOMES = {
     "LibraryError": "library",
     "MambaVision": "model",
+    "create_mambavision_small": "library",
+    "create_mambavision_tiny": "library",
     "create_model": "library",
     "list_models": "library",
     "load_released_weights": "released",
@@ -50,3 +64,28 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _AfterTimm(importlib.abc.MetaPathFinder):
+    """Registers the library's names with timm once timm has been imported, which takes seconds, by somebody else."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "timm.models":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: Any) -> None:
+                load(module)
+                importlib.import_module("mambavision.timm_models")
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "timm.models" in sys.modules:
+    importlib.import_module("mambavision.timm_models")
+else:
+    sys.meta_path.insert(0, _AfterTimm())

@@ -1,6 +1,7 @@
-"""Models by name: the published layouts, and entries of one's own in a folder.
+"""Models by name: the published layouts, the columnar ones, and entries of one's own in a folder.
 
-An entry is a folder ``<name>/`` with config.json, model.safetensors and card.md under `library_root`. This module
+An entry is a folder ``<name>/`` with config.json, model.safetensors and card.md under `library_root`, in the form in
+which timm keeps models on a hub: ``timm.create_model("local-dir:<folder>", pretrained=True)`` reads it too. This module
 imports torch only when a model is built or weights are written.
 """
 
@@ -10,12 +11,13 @@ import difflib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambavision.layout import HybridLayout, LayoutError, StageLayout, last_half
+from mambavision.layout import HybridLayout, LayoutError, StageLayout, first_part, last_half
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mambavision.model import MambaVision
 
 ARCHITECTURE = "mambavision"
+_PREPARATION = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -54,9 +57,29 @@ def _published(
         )
         for i in (2, 3)
     ]
+    layout = HybridLayout(stages=(*conv, *hybrid), in_dim=in_dim)
+    return _imagenet(layout, drop_path_rate, size, crop_pct, crop_mode)
+
+
+def _columnar(dim: int, depth: int, heads: int, mlp_ratio: float) -> dict[str, Any]:
+    stage = StageLayout(
+        blocks=first_part(depth, 0.5),
+        dim=dim,
+        heads=heads,
+        state=16,
+        conv_kernel=4,
+        expand=2,
+        mlp_ratio=mlp_ratio,
+    )
+    return _imagenet(HybridLayout(stages=(stage,), stem="patch", patch=16), 0.0, 224, 0.9, "center")
+
+
+def _imagenet(
+    layout: HybridLayout, drop_path_rate: float, size: int, crop_pct: float, crop_mode: str
+) -> dict[str, Any]:
     return {
         "architecture": ARCHITECTURE,
-        "layout": HybridLayout(stages=(*conv, *hybrid), in_dim=in_dim).to_dict(),
+        "layout": layout.to_dict(),
         "num_classes": 1000,
         "in_chans": 3,
         "drop_path_rate": drop_path_rate,
@@ -89,6 +112,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Configurations of the published models; their weights are not part of this library."""
 
+COLUMNAR: dict[str, dict[str, Any]] = {
+    "mambavision_columnar_tiny": _columnar(128, 8, 4, 4.0),
+    "mambavision_columnar_small": _columnar(256, 12, 8, 3.4375),  # hidden width 880
+}
+"""Configurations of the columnar models: one stage on patches of 16 px, gated Mamba first and attention last."""
+
+SHIPPED = PUBLISHED | COLUMNAR
+"""Names that are part of this library, without weights."""
+
 
 def library_root() -> Path:
     """Folder of one's own entries: ``$MAMBAVISION_LIBRARY``, else the platform's user data folder."""
@@ -100,14 +132,14 @@ def library_root() -> Path:
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` takes: the published layouts, then one's own entries, each sorted."""
+    """Names that `create_model` takes: the shipped layouts, then one's own entries, each sorted."""
     root = library_root()
     own = sorted(path.parent.name for path in root.glob("*/config.json") if _NAME.fullmatch(path.parent.name))
-    return sorted(PUBLISHED) + [name for name in own if name not in PUBLISHED]
+    return sorted(SHIPPED) + [name for name in own if name not in SHIPPED]
 
 
 def load_entry_config(name: str) -> dict[str, Any]:
-    """The configuration of an entry, published or one's own, as plain data.
+    """The configuration of an entry, shipped or one's own, as plain data without nesting.
 
     Holds at least ``architecture``, ``layout``, ``num_classes``, ``in_chans``, ``input_size`` (channels, height, width
     in pixels), ``mean`` and ``std`` of the image normalisation.
@@ -115,8 +147,8 @@ def load_entry_config(name: str) -> dict[str, Any]:
     Raises:
         LibraryError: if there is no such entry, or its file is damaged.
     """
-    if name in PUBLISHED:
-        return json.loads(json.dumps(PUBLISHED[name]))
+    if name in SHIPPED:
+        return json.loads(json.dumps(SHIPPED[name]))
     path = _folder(name) / "config.json"
     if not path.is_file():
         near = difflib.get_close_matches(name, list_models(), n=1)
@@ -128,10 +160,24 @@ def load_entry_config(name: str) -> dict[str, Any]:
         raise LibraryError(f"{path}: cannot be read ({error})") from None
     if not isinstance(config, dict) or config.get("architecture") != ARCHITECTURE:
         raise LibraryError(f"{path}: architecture is not {ARCHITECTURE!r}")
+    config = _flat(config)
     for field in ("layout", "num_classes", "in_chans"):
         if field not in config:
             raise LibraryError(f"{path}: {field} is missing")
     return config
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's form without its nesting; entries of version 0.1 had none."""
+    pretrained = config.get("pretrained_cfg", {})
+    arguments = config.get("model_args", {})
+    if not isinstance(pretrained, dict) or not isinstance(arguments, dict):
+        return config
+    flat = {key: pretrained[key] for key in _PREPARATION if key in pretrained} | arguments
+    if flat.get("input_size"):
+        flat["in_chans"] = flat["input_size"][0]
+    rest = {key: value for key, value in config.items() if key not in ("pretrained_cfg", "model_args")}
+    return flat | rest
 
 
 def create_model(
@@ -142,6 +188,8 @@ def create_model(
     *,
     drop_path_rate: float | None = None,
     dt_init: str = "official",
+    drop_rate: float = 0.0,
+    global_pool: str = "avg",
     **overrides: Any,
 ) -> MambaVision:
     """Build a model by name.
@@ -154,6 +202,8 @@ def create_model(
         pretrained: load the entry's weights.
         drop_path_rate: stochastic depth; None takes the entry's, published ones their published rate, else 0.
         dt_init: ``"official"`` or ``"mamba"``, see `MambaVision`.
+        drop_rate: dropout before the classifier.
+        global_pool: ``"avg"``, or ``""`` for a map of logits.
         **overrides: fields of the layout or its stages (one value, or a list with one a stage), e.g.
             ``window=[8, 8, 7, 7]``; see `HybridLayout.override`.
 
@@ -162,6 +212,8 @@ def create_model(
         LayoutError: an override that is not allowed.
     """
     config = load_entry_config(name)
+    if pretrained and name in COLUMNAR:
+        raise LibraryError(f"{name}: there are no weights of this layout; build it without pretrained and train it.")
     if pretrained and name in PUBLISHED:
         raise LibraryError(
             f"{name}: published weights are not shipped with this library. If you hold them, build the model without "
@@ -180,6 +232,8 @@ def create_model(
         in_chans=config["in_chans"] if in_chans is None else in_chans,
         drop_path_rate=config.get("drop_path_rate", 0.0) if drop_path_rate is None else drop_path_rate,
         dt_init=dt_init,
+        drop_rate=drop_rate,
+        global_pool=global_pool,
     )
     if pretrained:
         weights = _read_weights(name)
@@ -191,6 +245,25 @@ def create_model(
         except ValueError as error:
             raise LibraryError(f"{name}: {error}") from None
     return model
+
+
+def create_mambavision_tiny(num_classes: int = 1000, *, use_mamba_ratio: float = 0.5, **options: Any) -> MambaVision:
+    """The small columnar model: patches of 16 px, 8 blocks of width 128; 1.9 M parameters with 10 classes.
+
+    Args:
+        num_classes: width of the classifier.
+        use_mamba_ratio: share of the blocks, rounded down, that are gated Mamba; the rest, behind them, is attention.
+        **options: as for `create_model`, e.g. ``in_chans``, ``patch``, ``state``.
+    """
+    return create_model("mambavision_columnar_tiny", num_classes, blocks=first_part(8, use_mamba_ratio), **options)
+
+
+def create_mambavision_small(num_classes: int = 1000, *, use_mamba_ratio: float = 0.5, **options: Any) -> MambaVision:
+    """The larger columnar model: patches of 16 px, 12 blocks of width 256; 9.8 M parameters with 10 classes.
+
+    Arguments as for `create_mambavision_tiny`.
+    """
+    return create_model("mambavision_columnar_small", num_classes, blocks=first_part(12, use_mamba_ratio), **options)
 
 
 def save_entry(
@@ -207,12 +280,14 @@ def save_entry(
     """Write an entry, whole or not at all.
 
     Args:
-        name: letters, digits, ``.``, ``_`` and ``-``; not a published name.
+        name: letters, digits, ``.``, ``_`` and ``-``; not a shipped name. What follows a dot would be a tag to timm, so
+            it finds such a name only as ``local-dir:<folder>``.
         layout: its architecture.
         state_dict: weights of a `MambaVision` of that layout.
         num_classes: width of its classifier.
         in_chans: channels of its images.
-        config: what else config.json shall hold; ``input_size``, ``mean`` and ``std`` at least.
+        config: what else config.json shall hold; ``input_size``, ``mean`` and ``std`` at least. ``interpolation``,
+            ``crop_pct`` and ``crop_mode`` are timm's (default bicubic, 1.0, center).
         card: text of card.md.
         overwrite: replace an entry of that name.
 
@@ -229,8 +304,8 @@ def save_entry(
     from mambavision.released import misfit
 
     folder = _folder(name)
-    if name in PUBLISHED:
-        raise LibraryError(f"name: {name!r} is a published model's name; choose another")
+    if name in SHIPPED or name == ARCHITECTURE:
+        raise LibraryError(f"name: {name!r} is a name of the library's own; choose another")
     if folder.exists() and not overwrite:
         raise LibraryError(f"name: {name!r} exists already ({folder}); choose another, or overwrite it")
     for field in ("input_size", "mean", "std"):
@@ -241,12 +316,7 @@ def save_entry(
     if problem:
         raise LibraryError(f"{name}: {problem}")
 
-    data = dict(config) | {
-        "architecture": ARCHITECTURE,
-        "layout": layout.to_dict(),
-        "num_classes": num_classes,
-        "in_chans": in_chans,
-    }
+    data = _nested(layout, num_classes, in_chans, config)
     # Copies, as safetensors takes neither shared memory nor other strides.
     tensors = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
@@ -265,7 +335,35 @@ def save_entry(
             os.rename(new, folder)
         except OSError as error:
             raise LibraryError(f"name: {name!r} cannot be written ({error})") from None
+    if (registry := sys.modules.get("mambavision.timm_models")) is not None:
+        registry.register_entry(name)
     return folder
+
+
+def _nested(layout: HybridLayout, num_classes: int, in_chans: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json as timm writes it; what timm does not know stands beside."""
+    if list(config["input_size"])[:1] != [in_chans]:
+        raise LibraryError(f"config: input_size {config['input_size']!r} does not start with the {in_chans} channels")
+    preparation = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+    preparation |= {key: config[key] for key in _PREPARATION if key in config}
+    stem = "patch_embed.conv_down.0" if layout.stem == "conv" else "patch_embed.proj"
+    own = {key: value for key, value in config.items() if key not in _PREPARATION}
+    return {
+        "architecture": ARCHITECTURE,
+        "num_classes": num_classes,
+        "num_features": layout.stages[-1].dim,
+        "global_pool": "avg",
+        "model_args": {"layout": layout.to_dict()},
+        "pretrained_cfg": {
+            "custom_load": False,
+            **preparation,
+            "fixed_input_size": False,
+            "num_classes": num_classes,
+            "first_conv": stem,
+            "classifier": "head",
+        },
+        **own,
+    }
 
 
 def _folder(name: str) -> Path:

@@ -6,15 +6,23 @@ weights of layouts that differ only in `stem_stride` and `downsample` fit each o
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, build_sincos2d_pos_embed, trunc_normal_
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mambavision.blocks import build_block
 from mambavision.layout import HybridLayout, StageLayout
 from mambavision.mixers import GatedMambaMixer, ScanMixer
 
 DT_INITS = ("official", "mamba")
+POOLS = ("avg", "")
 
 
 class ConvStem(nn.Module):
@@ -71,6 +79,7 @@ class Stage(nn.Module):
         super().__init__()
         self.hybrid = stage.hybrid
         self.window = stage.window
+        self.grad_checkpointing = False
         self.blocks = nn.ModuleList(
             build_block(letter, stage, qk_norm=qk_norm, drop_path=rate)
             for letter, rate in zip(stage.blocks, rates, strict=True)
@@ -85,15 +94,39 @@ class Stage(nn.Module):
     def forward_blocks(self, x_BCHW: Tensor) -> Tensor:
         """Map to the stage's own feature, before the downsample."""
         if not self.hybrid:
-            for block in self.blocks:
-                x_BCHW = block(x_BCHW)
-            return x_BCHW
+            return self._run_blocks(x_BCHW)
         size = (x_BCHW.shape[2], x_BCHW.shape[3])
         window = size if self.window is None else (self.window, self.window)
-        x_NLC = to_windows(x_BCHW, window)
+        return from_windows(self._run_blocks(to_windows(x_BCHW, window)), window, size)
+
+    def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x_NLC = block(x_NLC)
-        return from_windows(x_NLC, window, size)
+            if self.grad_checkpointing and self.training:
+                again = {} if self.hybrid else {"context_fn": functools.partial(_checkpoint_contexts, block)}
+                x = checkpoint(block, x, use_reentrant=False, **again)
+            else:
+                x = block(x)
+        return x
+
+
+def _checkpoint_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block's first run, and of its second in the backward pass."""
+    return nullcontext(), _statistics_frozen(block)
+
+
+@contextmanager
+def _statistics_frozen(block: nn.Module) -> Iterator[None]:
+    """BatchNorms take the statistics of the batch, but do not add them to their running ones a second time."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def to_windows(x_BCHW: Tensor, window: tuple[int, int]) -> Tensor:
@@ -128,10 +161,13 @@ class MambaVision(nn.Module):
         dt_init: how step sizes of the scan start. ``"official"`` as published: the model's general initialisation
             also covers dt (weights of standard deviation 0.02, bias 0, so steps near 0.7). ``"mamba"``: Mamba's own,
             steps of 0.001 to 0.1, which blocks ``G`` have in any case.
+        drop_rate: dropout before the classifier.
+        global_pool: ``"avg"``, or ``""`` for no pooling: logits are then a map, ``(B, h, w, num_classes)``.
 
     Attributes:
         layout: the layout it was built from.
         num_features: channels of the last stage.
+        feature_info: channels, reduction and module of each stage's map, as timm keeps them.
 
     Raises:
         ValueError: if an argument is not allowed.
@@ -144,39 +180,52 @@ class MambaVision(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         dt_init: str = "official",
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
         if num_classes < 0:
             raise ValueError(f"num_classes: {num_classes!r} is not allowed; 0 or more")
         if in_chans < 1:
             raise ValueError(f"in_chans: {in_chans!r} is not allowed; 1 or more")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate: {drop_path_rate!r} is not allowed; from 0 to below 1")
+        for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name}: {rate!r} is not allowed; from 0 to below 1")
         if dt_init not in DT_INITS:
             raise ValueError(f"dt_init: {dt_init!r} is not allowed; one of {', '.join(DT_INITS)}")
+        _check_pool(global_pool)
         self.layout = layout
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.global_pool = global_pool
         stages = layout.stages
-        self.num_features = stages[-1].dim
+        self.num_features = self.head_hidden_size = stages[-1].dim
 
         if layout.stem == "conv":
             self.patch_embed: nn.Module = ConvStem(in_chans, layout.in_dim, stages[0].dim, layout.stem_stride)
-            self.norm: nn.Module = nn.BatchNorm2d(self.num_features)
         else:
             self.patch_embed = PatchStem(in_chans, stages[0].dim, layout.patch)
-            self.norm = LayerNorm2d(self.num_features, eps=1e-5)
         depth = sum(len(stage.blocks) for stage in stages)
         # Plain floats: a tensor's item() would fail when the model is built on the meta device.
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.levels = nn.ModuleList()
+        self.feature_info: list[dict[str, Any]] = []
+        reduction = layout.stem_stride if layout.stem == "conv" else layout.patch
         for i, stage in enumerate(stages):
+            self.feature_info.append({"num_chs": stage.dim, "reduction": reduction, "module": f"levels.{i}"})
+            reduction *= (*(layout.downsample or ()), 1)[i]
             downsample = None
             if i + 1 < len(stages):
                 downsample = Downsample(stage.dim, stages[i + 1].dim, (layout.downsample or ())[i])
             count = len(stage.blocks)
             self.levels.append(Stage(stage, layout.qk_norm, rates[:count], downsample))
             rates = rates[count:]
+        self.norm: nn.Module
+        if layout.stem == "conv":
+            self.norm = nn.BatchNorm2d(self.num_features)
+        else:
+            self.norm = LayerNorm2d(self.num_features, eps=1e-5)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
         # The gated mixer always keeps Mamba's own start.
@@ -191,9 +240,116 @@ class MambaVision(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    # -- what timm asks of a model ------------------------------------------------------------------------------------
+
     def no_weight_decay(self) -> set[str]:
         """Names of the scan's parameters (A_log, D, dt bias), which decay would pull away from where they start."""
         return {name for name, param in self.named_parameters() if getattr(param, "_no_weight_decay", False)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of parameters from stem to head, for layer-wise learning rates.
+
+        Args:
+            coarse: a group a stage instead of one a block.
+        """
+        # 99999 is timm's mark for "with the group before".
+        block = r"^levels\.(\d+)" if coarse else r"^levels\.(\d+)\.blocks\.(\d+)"
+        with_last = [(r"^levels\.(\d+)\.downsample", (99999,)), (r"^norm", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": [(block, None), *with_last]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks while training and compute the rest again in the backward pass.
+
+        Same gradients and running statistics; the memory of one block instead of all, for one more forward pass.
+        """
+        for level in self.levels:
+            level.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in place.
+
+        Args:
+            num_classes: its width; 0 leaves it out.
+            global_pool: ``"avg"`` or ``""``; None leaves it as it is.
+
+        Raises:
+            ValueError: if an argument is not allowed.
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes: {num_classes!r} is not allowed; 0 or more")
+        if global_pool is not None:
+            _check_pool(global_pool)
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def forward_intermediates(
+        self,
+        x_BCHW: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of stages, each before its downsample.
+
+        Args:
+            x_BCHW: image ``(B, in_chans, H, W)``.
+            indices: stages counted from 0 (or from -1), a number of last stages, or None for all.
+            norm: the last stage's map after the final norm.
+            stop_early: do not compute stages behind the last one asked for.
+            output_fmt: ``"NCHW"``, the only form.
+            intermediates_only: return the list of maps alone.
+
+        Returns:
+            The maps, or ``(features, maps)`` with `features` as from `forward_features`.
+
+        Raises:
+            ValueError: for another `output_fmt`.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: {output_fmt!r} is not allowed; NCHW")
+        take, last = feature_take_indices(len(self.layout.stages), None if indices is None else _as_list(indices))
+        final = len(self.layout.stages) - 1
+        maps = []
+        x = self.patch_embed(x_BCHW)
+        for i, level in enumerate(self.levels[: last + 1] if stop_early else self.levels):
+            x = level.forward_blocks(x)
+            if i in take:
+                maps.append(self.norm(x) if norm and i == final else x)
+            if level.downsample is not None and not (stop_early and i == last):
+                x = level.downsample(x)
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if i == final else x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what `forward_intermediates` does not need for these stages; returns their numbers."""
+        take, last = feature_take_indices(len(self.levels), _as_list(indices))
+        pruned = last + 1 < len(self.levels)
+        if pruned:
+            self.levels = self.levels[: last + 1]
+            self.levels[-1].downsample = None
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_norm or pruned:
+            self.norm = nn.Identity()
+        if prune_head or pruned:
+            self.reset_classifier(0)
+        return take
+
+    # -- forward ------------------------------------------------------------------------------------------------------
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` to the normalised map of the last stage, ``(B, num_features, h, w)``."""
@@ -204,9 +360,24 @@ class MambaVision(nn.Module):
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:
         """Map to logits ``(B, num_classes)``, or to pooled features ``(B, num_features)`` with `pre_logits`."""
-        x_BC = x_BCHW.mean((2, 3))
-        return x_BC if pre_logits else self.head(x_BC)
+        if self.global_pool:
+            x = x_BCHW.mean((2, 3))
+        elif pre_logits or not self.num_classes:
+            return x_BCHW
+        else:
+            x = x_BCHW.permute(0, 2, 3, 1)
+        x = F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
+        return x if pre_logits else self.head(x)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, for any H and W of a pixel (patch) or more."""
         return self.forward_head(self.forward_features(x_BCHW))
+
+
+def _check_pool(global_pool: str) -> None:
+    if global_pool not in POOLS:
+        raise ValueError(f"global_pool: {global_pool!r} is not allowed; 'avg', or '' for none")
+
+
+def _as_list(indices: int | Sequence[int]) -> int | list[int]:
+    return indices if isinstance(indices, int) else list(indices)

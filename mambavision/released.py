@@ -22,13 +22,18 @@ def load_released_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> No
         ValueError: if names are missing, unexpected, or of another shape; the first of each are named. Nothing is
             loaded then.
     """
-    if isinstance(state_dict.get("state_dict"), Mapping):
-        state_dict = state_dict["state_dict"]
-    weights = {_strip(name): value for name, value in state_dict.items() if isinstance(value, Tensor)}
+    weights = stripped(state_dict)
     problem = misfit(model, weights)
     if problem:
         raise ValueError(problem)
     model.load_state_dict({**model.state_dict(), **weights})
+
+
+def stripped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict under their names without wrapping and prefixes."""
+    if isinstance(state_dict.get("state_dict"), Mapping):
+        state_dict = state_dict["state_dict"]
+    return {_strip(name): value for name, value in state_dict.items() if isinstance(value, Tensor)}
 
 
 def misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from layouts import three_stages
 import mambavision
 from mambavision import create_model, list_models
 from mambavision.layout import LayoutError
-from mambavision.library import PUBLISHED, LibraryError, load_entry_config, save_entry
+from mambavision.library import PUBLISHED, SHIPPED, LibraryError, load_entry_config, save_entry
 from mambavision.model import MambaVision
 
 CONFIG = {"input_size": [1, 16, 16], "mean": [0.5], "std": [0.25], "trial": 12}
@@ -32,19 +33,34 @@ def save(name: str = "mine", **changes: Any) -> tuple[MambaVision, Path]:
     return model, save_entry(name, model.layout, model.state_dict(), **arguments)
 
 
-def test_published_names_are_listed_first_and_own_after() -> None:
-    assert list_models() == sorted(PUBLISHED)
+def test_shipped_names_are_listed_first_and_own_after() -> None:
+    assert list_models() == sorted(SHIPPED)
     save("b_entry")
     save("a_entry")
-    assert list_models() == [*sorted(PUBLISHED), "a_entry", "b_entry"]
+    assert list_models() == [*sorted(SHIPPED), "a_entry", "b_entry"]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_entries_build(name: str) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_entries_build(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=7)
     assert model.head.out_features == 7
-    assert model.levels[-1].blocks[-1].drop_path.drop_prob == PUBLISHED[name]["drop_path_rate"]
+    assert getattr(model.levels[-1].blocks[-1].drop_path, "drop_prob", 0) == SHIPPED[name]["drop_path_rate"]
+
+
+def test_columnar_models() -> None:
+    with torch.device("meta"):
+        tiny, small = mambavision.create_mambavision_tiny(10), mambavision.create_mambavision_small(10)
+        mixed = mambavision.create_mambavision_tiny(10, use_mamba_ratio=0.3, in_chans=1, patch=4)
+    for model, millions in ((tiny, 1.9), (small, 9.8)):
+        assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == millions
+    assert (tiny.layout.pattern, small.layout.pattern) == ("GGGGAAAA", "GGGGGGAAAAAA")
+    assert mixed.layout.pattern == "GGAAAAAA"
+    assert mixed.patch_embed.proj.weight.shape == (128, 1, 4, 4)
+    with pytest.raises(LayoutError, match="^use_mamba_ratio: 2 is not allowed"):
+        mambavision.create_mambavision_tiny(10, use_mamba_ratio=2)
+    with pytest.raises(LibraryError, match="no weights of this layout"):
+        mambavision.create_mambavision_tiny(10, pretrained=True)
 
 
 def test_overrides() -> None:
@@ -74,12 +90,9 @@ def test_saved_entry_loads_in_a_new_process(root: Path) -> None:
 def test_config_of_an_entry() -> None:
     model, _ = save()
     config = load_entry_config("mine")
-    assert config == CONFIG | {
-        "architecture": "mambavision",
-        "layout": model.layout.to_dict(),
-        "num_classes": 5,
-        "in_chans": 1,
-    }
+    assert config.items() >= (CONFIG | {"crop_pct": 1.0, "interpolation": "bicubic"}).items()
+    assert config["layout"] == model.layout.to_dict()
+    assert (config["architecture"], config["num_classes"], config["in_chans"]) == ("mambavision", 5, 1)
     published = load_entry_config("mambavision_b")
     published["layout"]["stages"].clear()
     assert len(load_entry_config("mambavision_b")["layout"]["stages"]) == 4
@@ -99,7 +112,7 @@ def test_an_entry_is_not_replaced_unless_asked() -> None:
     assert (save(card="third", overwrite=True)[1] / "card.md").read_text() == "third"
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101, "mambavision_t"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101, "mambavision_t", "mambavision"])
 def test_bad_names(name: str) -> None:
     with pytest.raises(LibraryError, match=r"^name: "):
         save(name)
@@ -124,6 +137,8 @@ def test_weights_must_fit_the_layout() -> None:
     model = MambaVision(three_stages(), num_classes=5, in_chans=1)
     with pytest.raises(LibraryError, match=r"head\.weight"):
         save_entry("x", model.layout, model.state_dict(), num_classes=4, in_chans=1, config=CONFIG, card="")
+    with pytest.raises(LibraryError, match=r"config: input_size \[3, 16, 16\] does not start with the 1 channels"):
+        save("x", config=CONFIG | {"input_size": [3, 16, 16]})
     with pytest.raises(LibraryError, match="config: mean is missing"):
         save("x", config={"input_size": [1, 16, 16]})
     assert "x" not in list_models()
@@ -139,6 +154,14 @@ def test_unknown_names_are_told_the_nearest() -> None:
 def test_published_weights_are_not_shipped() -> None:
     with pytest.raises(LibraryError, match=r"not shipped.*load_released_weights"):
         create_model("mambavision_t", pretrained=True)
+
+
+def test_entries_written_without_nesting_are_still_read() -> None:
+    model, folder = save()
+    flat = CONFIG | {"layout": model.layout.to_dict(), "architecture": "mambavision", "num_classes": 5, "in_chans": 1}
+    (folder / "config.json").write_text(json.dumps(flat))
+    assert load_entry_config("mine") == flat
+    assert create_model("mine", pretrained=True).in_chans == 1
 
 
 @pytest.mark.parametrize(
