@@ -21,9 +21,9 @@ def load_released_weights(model: nn.Module, state_dict: Mapping[str, Any] | str 
 
     Args:
         model: a `MambaVision`.
-        state_dict: names to tensors, or a file of them (see `read_weights`); may be wrapped as ``{"state_dict": …}`` and
-            its names prefixed with ``module.`` or ``model.``, as the published files are. `num_batches_tracked` may be
-            absent.
+        state_dict: names to tensors, or a file of them, see `read_weights`; may be wrapped as ``{"state_dict": …}`` and
+            its names prefixed with ``module.`` or ``model.``, as the published files are. `num_batches_tracked` may
+            be absent.
 
     Raises:
         ValueError: if the file cannot be read without unpickling, or names are missing, unexpected, or of another
@@ -56,8 +56,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{path}: reading it would need unpickling, which can run code of its author; only safetensors are read, and "
-            f"files of torch.save that hold nothing but tensors and plain values. Its author can write such a file with "
+            f"{path}: reading it would need unpickling, which can run code of its author; only safetensors are read, "
+            f"and files of torch.save that hold nothing but tensors and plain values. Its author can write one with "
             f"safetensors.torch.save_file(model.state_dict(), …). ({reason})"
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
