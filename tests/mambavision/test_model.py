@@ -156,29 +156,59 @@ def test_hybrid_stage_equals_the_plain_equations(case: str) -> None:
         torch.testing.assert_close(level.forward_blocks(image), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_conv_parts_equal_the_plain_equations() -> None:
-    layout = HybridLayout(stages=(StageLayout(blocks="C", dim=5, layer_scale=0.5),), in_dim=4)
-    model = randomised(MambaVision(layout, num_classes=3)).double().eval()
-    w = model.state_dict()
+def plain_batch_norm(w: dict[str, Tensor], x: Tensor, prefix: str, eps: float) -> Tensor:
+    mean, var, weight, bias = (
+        w[f"{prefix}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / torch.sqrt(var + eps) * weight + bias
 
-    def norm(x: Tensor, prefix: str, eps: float) -> Tensor:
-        mean, var, weight, bias = (
-            w[f"{prefix}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
-        )
-        return (x - mean) / torch.sqrt(var + eps) * weight + bias
 
-    x = image = torch.randn(2, 3, 13, 9, dtype=torch.float64)
+def plain_conv_block(w: dict[str, Tensor], block: str, x: Tensor) -> Tensor:
+    y = F.conv2d(x, w[f"{block}.conv1.weight"], w[f"{block}.conv1.bias"], 1, 1)
+    y = plain_batch_norm(w, y, f"{block}.norm1", 1e-5)
+    y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    y = F.conv2d(y, w[f"{block}.conv2.weight"], w[f"{block}.conv2.bias"], 1, 1)
+    y = plain_batch_norm(w, y, f"{block}.norm2", 1e-5)
+    gamma = w.get(f"{block}.gamma")
+    return x + (y if gamma is None else gamma[:, None, None] * y)
+
+
+def plain_model(w: dict[str, Tensor], layout: HybridLayout, x: Tensor) -> Tensor:
+    """Image to logits, for the conv stem with its published strides."""
     for i in (0, 3):
         x = F.conv2d(x, w[f"patch_embed.conv_down.{i}.weight"], None, 2, 1)
-        x = torch.relu(norm(x, f"patch_embed.conv_down.{i + 1}", 1e-4))
-    block = "levels.0.blocks.0"
-    y = norm(F.conv2d(x, w[f"{block}.conv1.weight"], w[f"{block}.conv1.bias"], 1, 1), f"{block}.norm1", 1e-5)
-    y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
-    y = norm(F.conv2d(y, w[f"{block}.conv2.weight"], w[f"{block}.conv2.bias"], 1, 1), f"{block}.norm2", 1e-5)
-    x = norm(x + w[f"{block}.gamma"][:, None, None] * y, "norm", 1e-5)
-    expected = x.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
+        x = torch.relu(plain_batch_norm(w, x, f"patch_embed.conv_down.{i + 1}", 1e-4))
+    for i, stage in enumerate(layout.stages):
+        if stage.hybrid:
+            prefix = f"levels.{i}."
+            x = plain_stage({k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)}, stage, x)
+        else:
+            for n in range(len(stage.blocks)):
+                x = plain_conv_block(w, f"levels.{i}.blocks.{n}", x)
+        if i + 1 < len(layout.stages):
+            x = F.conv2d(x, w[f"levels.{i}.downsample.reduction.0.weight"], None, 2, 1)
+    x = plain_batch_norm(w, x, "norm", 1e-5)
+    return x.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (77, 53), (33, 90), (9, 3)])
+@pytest.mark.parametrize(
+    ("in_chans", "changes"), [(3, {}), (5, {"layer_scale": 0.5, "qk_norm": True}), (1, {"window": 2})]
+)
+def test_whole_model_equals_the_plain_equations(
+    size: tuple[int, int], in_chans: int, changes: dict[str, object]
+) -> None:
+    """Odd sizes, sizes below a window, several windows with padding, other channel counts."""
+    stages = tuple(
+        StageLayout(blocks=blocks, dim=4 << i, heads=2, state=3, window=3)
+        for i, blocks in enumerate(("C", "CC", "MA", "GA"))
+    )
+    layout = HybridLayout(stages=stages, in_dim=5).override(**changes)
+    model = randomised(MambaVision(layout, num_classes=3, in_chans=in_chans)).double().eval()
+    image = torch.randn(2, in_chans, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(model(image), expected)
+        expected = plain_model(model.state_dict(), layout, image)
+        torch.testing.assert_close(model(image), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("mixer", [MambaVisionMixer(8), GatedMambaMixer(8), GatedMambaMixer(8, 16, 4, 2)])

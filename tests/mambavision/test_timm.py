@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mambavision
-from mambavision.layout import HybridLayout
+from mambavision.layout import HybridLayout, StageLayout
 from mambavision.library import SHIPPED, save_entry
 from mambavision.model import MambaVision
 
@@ -192,6 +192,30 @@ def test_checkpointing_same_gradients_less_memory(layout: Any) -> None:
     for key in buffers:  # a second run of a BatchNorm must not count twice
         torch.testing.assert_close(ours_buffers[key], buffers[key], msg=key)
     assert little < 0.6 * much
+
+
+@pytest.mark.slow
+def test_images_of_1024_px_train_in_bounded_memory() -> None:
+    """64 x 64 tokens in one window: with checkpointing the blocks' inputs and one block, whatever the depth."""
+    peaks = []
+    for depth, checkpointing in ((2, True), (8, True), (8, False)):
+        layout = HybridLayout(
+            stages=(
+                StageLayout(blocks="C", dim=8),
+                StageLayout(blocks="C", dim=16),
+                StageLayout(blocks="MA" * (depth // 2), dim=32, heads=2),
+            )
+        )
+        model = MambaVision(layout, num_classes=3)
+        model.set_grad_checkpointing(checkpointing)
+        with Alive() as memory:
+            model(torch.randn(1, 3, 1024, 1024)).square().mean().backward()
+        assert all(value.grad.isfinite().all() for value in model.parameters())
+        peaks.append(memory.peak)
+    entry = 4 * 32 * 64 * 64  # bytes of one map of the hybrid stage
+    shallow, deep, kept = peaks
+    assert deep - shallow < 6 * entry * 1.5
+    assert kept - deep > 6 * entry * 5
 
 
 # -- entries of one's own ----------------------------------------------------------------------------------------------
