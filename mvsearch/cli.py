@@ -77,11 +77,19 @@ Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or
 
 
 class Format(enum.StrEnum):
-    """How `front` prints."""
+    """How a table is printed."""
 
     table = "table"
     csv = "csv"
     json = "json"
+
+
+class Dtype(enum.StrEnum):
+    """Precision of a timing."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 @app.command()
@@ -199,6 +207,53 @@ def list_(studies: Studies = Path("studies")) -> None:
         typer.echo(f"No studies in {studies}/ yet. Next: mvsearch launch stagewise")
         return
     terminal.print_studies(terminal.console(), [(folder.name, describe_study(folder)) for folder in found])
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL …", help="Names of the library or of timm, or layouts' .yaml files."),
+    ],
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 on a GPU that has it.")] = Dtype.auto,
+    threads: Annotated[int, typer.Option(min=1, help="PyTorch's threads on a CPU.")] = 1,
+    window: Annotated[float, typer.Option(min=0.001, help="Seconds of a window.")] = 0.5,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of each model.")] = 5,
+    latency: Annotated[bool, typer.Option("--latency", help="Time single images as well.")] = False,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+) -> None:
+    """Time models side by side; ratios are to the first."""
+    from mvsearch import terminal
+
+    out = terminal.console(stderr=format is not Format.table)
+    with out.status("loading PyTorch and the models …") as status:
+        from mvsearch.bench import bench as run
+        from mvsearch.bench import table
+
+        rows, conditions = run(
+            models,
+            image_size=image_size,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype.value,
+            threads=threads,
+            window_s=window,
+            windows=windows,
+            latency=latency,
+            on_row=lambda row: status.update(f"timed {row.name}: {row.images_per_second:,.1f} img/s"),
+        )
+    if format is Format.table:
+        terminal.print_bench(out, rows, conditions)
+        return
+    import pandas
+
+    found = pandas.DataFrame(table(rows)).assign(**conditions)
+    typer.echo(
+        found.to_csv(index=False) if format is Format.csv else found.to_json(orient="records", indent=2), nl=False
+    )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from mvsearch.strip import rich_strip
 from mvsearch.view import LaunchState, View
 
 if TYPE_CHECKING:
+    from mvsearch.bench import BenchRow
     from mvsearch.report.data import StudyData
     from mvsearch.space import SearchSpace, SpaceDescription
 
@@ -241,3 +242,27 @@ def print_studies(out: Console, rows: list[tuple[str, str]]) -> None:
     for name, text in rows:
         table.add_row(Text(name, style="bold"), text)
     out.print(table)
+
+
+def print_bench(out: Console, rows: list[BenchRow], conditions: Mapping[str, Any]) -> None:
+    """Models timed side by side, and what the numbers hold for."""
+    latency = any(row.latency_ms is not None for row in rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model")
+    for name in ("params", "MACs", "img/s", "ratio", "± IQR", *(["ms, 1 image"] if latency else [])):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [scaled(row.params), scaled(row.macs), f"{row.images_per_second:,.1f}", f"{row.ratio:.3f}×"]
+        cells += [percent(row.iqr)] + ([f"{row.latency_ms:,.1f}"] if row.latency_ms is not None else [])
+        table.add_row(Text(row.name), *cells)
+    out.print(table)
+    threads = f", {plural(conditions['threads'], 'thread')}" if conditions["threads"] else ""
+    out.print(
+        Text(
+            f"{conditions['device']}{threads}, {conditions['image_size']} px, batch {conditions['batch_size']}, "
+            f"{conditions['dtype']}, {plural(conditions['windows'], 'window')} of {conditions['window_s']:g} s, "
+            f"scan path {conditions['scan']}, torch {conditions['torch']}, timm {conditions['timm']}. Each ratio is to "
+            f"windows of {rows[0].name} beside it; its own shows the noise. MACs are without the scan.",
+            style="dim",
+        )
+    )

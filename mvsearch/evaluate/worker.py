@@ -68,7 +68,7 @@ class TrainingWorker:
         self.device = torch.device(device)
         self.threads = threads
         self.data = DeviceData(data, self.device)
-        self.gate = DeviceGate(_physical_name(self.device))
+        self.gate = DeviceGate(physical_name(self.device))
         self._reference_model: torch.nn.Module | None = None
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -156,7 +156,7 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
-def _physical_name(device: torch.device) -> str:
+def physical_name(device: torch.device) -> str:
     """One name for one piece of hardware: a CPU is one device however many workers share it."""
     if device.type == "cuda":
         return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
