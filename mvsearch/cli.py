@@ -196,6 +196,19 @@ def front(
     )
 
 
+@app.command()
+def status(study: Study, studies: Studies = Path("studies")) -> None:
+    """Show how far a search is, from another terminal; nothing is touched."""
+    from mvsearch import terminal
+    from mvsearch.status import read_status
+    from mvsearch.study import find_study
+
+    folder = find_study(study, studies)
+    where = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
+    launch = f"mvsearch launch {shlex.quote(str(folder.config))}{where}"
+    terminal.print_status(terminal.console(), read_status(folder), folder.name, launch)
+
+
 @app.command("list")
 def list_(studies: Studies = Path("studies")) -> None:
     """Name the studies here."""

@@ -34,6 +34,7 @@ from mvsearch.ledger import Ledger, write_atomic
 from mvsearch.pool import Pool
 from mvsearch.record import COMPLETE, FAIL, FAILED, PARTIAL, TIME, TRAIN, Evaluation, TrialRecord, trial_records
 from mvsearch.space import SearchSpace
+from mvsearch.status import StatusWriter
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming
 from mvsearch.view import LaunchState, View
@@ -152,6 +153,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([f"quality ({self.measure})", "log2 throughput ratio"])
+        self._status = StatusWriter(folder)
         self.exhausted = False
         self._baselines = space.baselines() if config.search.baselines else {}
         self._active: dict[int, Active] = {}
@@ -203,10 +205,15 @@ class Search:
                     while (event := stop.next(events)) is not None:
                         self._handle(event)
                         self._fill(asking=not over)
-                    self.view.update(self.state())
+                    state = self.state()
+                    self.view.update(state)
+                    self._status.write(state)
         except Interrupted:
             self._release_running()
             raise
+        finally:
+            self._doing.clear()
+            self._status.write(self.state(), ended=True)
         complete, failed = self._counts()
         if failed and not complete:
             reason = next(record.reason for record in self.records() if record.state == FAILED)

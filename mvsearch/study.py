@@ -54,6 +54,11 @@ class StudyFolder:
         return self.path / "journal.log"
 
     @property
+    def status(self) -> Path:
+        """What the driver last told of its progress."""
+        return self.path / "status.json"
+
+    @property
     def weights(self) -> Path:
         """Weights of the front and the baselines."""
         return self.path / "weights"

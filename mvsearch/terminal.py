@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mvsearch.bench import BenchRow
     from mvsearch.report.data import StudyData
     from mvsearch.space import SearchSpace, SpaceDescription
+    from mvsearch.status import Status
 
 ACCENT = "#0072B2"
 MIN_WIDTH = 80
@@ -118,28 +119,30 @@ class LaunchView(View):
         if self._live is None or (now - self._last < 0.25 and not force):
             return
         self._last = now
-        self._live.update(self._panel(state))
+        self._live.update(panel(state))
 
-    def _panel(self, state: LaunchState) -> Panel:
-        ended = state.finished + state.failed
-        failed = Text(f", {state.failed} failed", style="red") if state.failed else Text("")
-        left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
-        head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"   {duration(state.elapsed)}{left}")
-        more = f"workers busy {percent(state.utilisation, 0)}"
-        if state.hypervolume is not None:
-            more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
-        workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for worker, doing in state.running.items():
-            workers.add_row(Text(worker, style="dim"), doing)
-        bar = Table.grid(expand=True)  # a bar by itself does not end its line
-        bar.add_row(ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT))
-        parts: list[Any] = [head, bar, Text(more), workers]
-        if state.front:
-            shown = state.front[-LINES_OF_FRONT:]
-            hidden = len(state.front) - len(shown)
-            title = "Front so far" + (f" ({hidden} more)" if hidden else "")
-            parts += [Text(""), front_lines(shown, title=title)]
-        return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
+
+def panel(state: LaunchState) -> Panel:
+    """Where a search stands: counts, workers, the front so far."""
+    ended = state.finished + state.failed
+    failed = Text(f", {state.failed} failed", style="red") if state.failed else Text("")
+    left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
+    head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"   {duration(state.elapsed)}{left}")
+    more = f"workers busy {percent(state.utilisation, 0)}"
+    if state.hypervolume is not None:
+        more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
+    workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for worker, doing in state.running.items():
+        workers.add_row(Text(worker, style="dim"), doing)
+    bar = Table.grid(expand=True)  # a bar by itself does not end its line
+    bar.add_row(ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT))
+    parts: list[Any] = [head, bar, Text(more), workers]
+    if state.front:
+        shown = state.front[-LINES_OF_FRONT:]
+        hidden = len(state.front) - len(shown)
+        title = "Front so far" + (f" ({hidden} more)" if hidden else "")
+        parts += [Text(""), front_lines(shown, title=title)]
+    return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
 
 
 def print_outcome(
@@ -165,6 +168,18 @@ def print_outcome(
     out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{busy}")
     out.print("Written: " + ", ".join(files))
     out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
+
+
+def print_status(out: Console, status: Status, study: str, launch: str) -> None:
+    """Where a study stands, and what to type if nobody is at work on it."""
+    out.print(panel(status.state))
+    ago = f"{duration(status.age)} ago"
+    if status.running:
+        out.print(f"Running on {status.host} (process {status.pid}); last sign of life {ago}.")
+        return
+    done = status.state.finished + status.state.failed >= status.state.wanted
+    out.print(f"{'Ended' if done else 'Not running'}; last sign of life {ago} on {status.host}.")
+    out.print(f"Next: mvsearch report {study}" if done else f"To go on: {launch}")
 
 
 def print_space(out: Console, description: SpaceDescription, *, notice: str | None = None) -> None:

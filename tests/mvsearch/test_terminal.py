@@ -33,7 +33,7 @@ def shown(renderable, width=80, colour=None):
 
 
 def test_the_panel_says_how_far_it_is_within_80_columns():
-    panel = terminal.LaunchView(Console())._panel(state_of(study()))
+    panel = terminal.panel(state_of(study()))
     text = shown(panel)
     assert all(len(line) <= 80 for line in text.splitlines())
     for part in ("13 of 40 layouts", "1 failed", "3 min 20 s", "about 8 min 20 s left", "workers busy 97 %"):
