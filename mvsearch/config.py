@@ -28,6 +28,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from mambavision.layout import LETTERS, STEMS
+
 T = TypeVar("T")
 
 PLACEMENTS = ("last", "first", "even", "middle", "alternate")
@@ -160,11 +162,13 @@ def _path(value: object) -> str:
 
 
 def _letters(value: object) -> str:
-    if value not in ("C", "M", "A", "MA", "AM"):
+    if value not in ("C", "M", "G", "A", "MA", "AM", "GA", "AG"):
         raise _wrong(
-            value, "the letters to choose from: C (conv), M (all Mamba), A (all attention) or MA (both, searched)"
+            value,
+            "the letters to choose from: C (conv), M (all Mamba), G (all gated Mamba), A (all attention), or MA or GA "
+            "(both, searched)",
         )
-    return "MA" if value == "AM" else str(value)
+    return str(value)[::-1] if value in ("AM", "AG") else str(value)
 
 
 def _list_of(value: object) -> object:
@@ -265,16 +269,20 @@ class AttentionConfig(_Section):
         return tuple(count for count in counts if count <= depth)
 
 
-# Which letters a key of a stage has an effect on.
+# Which letters a key of a stage has an effect on: those of any one of these choices.
+_MIXED = ("MA", "GA")
+_MAMBA = ("M", "G")
+_HYBRID = ("M", "G", "A")
 _NEEDS = {
-    "attention": "MA",
-    "placement": "MA",
-    "flips": "MA",
-    "state": "M",
-    "conv_kernel": "M",
-    "head_dim": "A",
-    "window": "hybrid",
-    "mlp_ratio": "hybrid",
+    "attention": _MIXED,
+    "placement": _MIXED,
+    "flips": _MIXED,
+    "state": _MAMBA,
+    "conv_kernel": _MAMBA,
+    "expand": ("G",),
+    "head_dim": ("A",),
+    "window": _HYBRID,
+    "mlp_ratio": _HYBRID,
 }
 
 
@@ -282,17 +290,18 @@ class StageConfig(_Section):
     """One stage of the layout. A list is searched, a single value is fixed."""
 
     blocks: Annotated[str, BeforeValidator(_letters)]
-    """Letters to choose from: C (residual conv), M (all Mamba), A (all attention), MA (their order is searched)."""
+    """Letters to choose from: C (residual conv), M (all Mamba), G (all gated Mamba), A (all attention), MA or GA (their
+    order is searched)."""
     depth: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 64))), _AS_WRITTEN]
     """Number of blocks, 1 to 64; at most 20 where the order is searched."""
     dim: Annotated[tuple[float, ...], BeforeValidator(_choices(_number(0, 64, above=True))), _AS_WRITTEN]
     """Channels of the stage as a multiple of `layout.width`; 1 in stage 1."""
     attention: AttentionConfig = AttentionConfig()
-    """How many blocks are attention (MA only): {min, max}, a number, or a list. Default: from 0 to the depth."""
+    """How many blocks are attention (MA, GA): {min, max}, a number, or a list. Default: from 0 to the depth."""
     placement: Annotated[tuple[str, ...], BeforeValidator(_choices(_word(*PLACEMENTS)))] = PLACEMENTS
-    """Rules that place the attention blocks (MA only): last, first, even, middle, alternate. Default: all of them."""
+    """Rules that place the attention blocks (MA, GA): last, first, even, middle, alternate. Default: all of them."""
     flips: Annotated[int | None, BeforeValidator(_or_null(_whole(0, MAX_HYBRID_DEPTH)))] = None
-    """How many single blocks may differ from the rule (MA only), 0 to 20. Default (null): half the longest depth, with
+    """How many single blocks may differ from the rule (MA, GA), 0 to 20. Default (null): half the longest depth, with
     which every order is reached."""
     state: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 256))), _AS_WRITTEN] = (8,)
     """SSM state size of the Mamba blocks, 1 to 256."""
@@ -304,6 +313,8 @@ class StageConfig(_Section):
     """Channels of one attention head; heads = channels of the stage / head_dim, which must be whole."""
     conv_kernel: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 15))), _AS_WRITTEN] = (3,)
     """Width of the depthwise convolution in Mamba blocks, 1 to 15."""
+    expand: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 4))), _AS_WRITTEN] = (1,)
+    """Channels that gated Mamba blocks scan (G only), as a multiple of the channels of the stage, 1 to 4."""
     mlp_ratio: Annotated[tuple[float, ...], BeforeValidator(_choices(_number(0, 16, above=True))), _AS_WRITTEN] = (4.0,)
     """Hidden width of the MLP over the channels of the stage, above 0, at most 16."""
     layer_scale: Annotated[float | None, BeforeValidator(_or_null(_number(0, 10, above=True)))] = None
@@ -313,10 +324,12 @@ class StageConfig(_Section):
     def _fits(self) -> StageConfig:
         for key in _NEEDS:
             if key in self.model_fields_set and not self.has(key):
-                where = "a stage of M or A" if _NEEDS[key] == "hybrid" else f"a stage with {_NEEDS[key]}"
-                allowed = f"only {where} has it, and the blocks of this one are {self.blocks}; remove it"
+                allowed = (
+                    f"only a stage with {' or '.join(_NEEDS[key])} has it, and the blocks of this one are "
+                    f"{self.blocks}; remove it"
+                )
                 raise _wrong(getattr(self, key), allowed, key)
-        if self.blocks == "MA":
+        if self.mixed:
             if self.depth[-1] > MAX_HYBRID_DEPTH:
                 raise _wrong(
                     self.depth[-1], f"at most {MAX_HYBRID_DEPTH} blocks where their order is searched", "depth"
@@ -329,15 +342,28 @@ class StageConfig(_Section):
                 )
         return self
 
+    @property
+    def mamba(self) -> str:
+        """The Mamba letter of the stage, M or G; empty where it has none."""
+        return next((letter for letter in self.blocks if LETTERS[letter].scans), "")
+
+    @property
+    def mixed(self) -> bool:
+        """True where each block is Mamba or attention, so that order and ratio are searched."""
+        return self.blocks in _MIXED
+
     def has(self, key: str) -> bool:
         """Whether a key has an effect in a stage of these letters."""
-        needs = _NEEDS.get(key, "")
-        return self.blocks != "C" if needs == "hybrid" else needs in self.blocks
+        return key not in _NEEDS or any(letters in self.blocks for letters in _NEEDS[key])
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # What has no effect in this stage is refused when read, so it is not written either.
         return {key: value for key, value in handler(self).items() if self.has(key)}
+
+
+# The keys that have an effect with a stem.
+_STEM_KEYS = {"conv": ("in_dim", "stem_stride", "downsample"), "patch": ("patch",)}
 
 
 class LayoutConfig(_Section):
@@ -347,17 +373,38 @@ class LayoutConfig(_Section):
     """One to four stages."""
     width: Annotated[tuple[int, ...], BeforeValidator(_choices(_whole(1, 8192))), _AS_WRITTEN]
     """Channels of stage 1; every other stage is a multiple of it."""
+    stem: Annotated[Literal["conv", "patch"], BeforeValidator(_word(*STEMS))] = "conv"
+    """conv (two 3x3 convolutions; the hierarchical form) or patch (patches with fixed positions; the columnar form: one
+    stage, free of C, its widths multiples of 4)."""
     in_dim: Annotated[int, BeforeValidator(_whole(1, 4096))] = 32
-    """Channels between the two convolutions of the stem."""
+    """Channels between the two convolutions of the conv stem."""
     stem_stride: Annotated[int, BeforeValidator(_stem_stride)] = 4
-    """How much the stem reduces the image: 4, 2 or 1."""
+    """How much the conv stem reduces the image: 4, 2 or 1."""
     downsample: Annotated[tuple[int, ...] | None, BeforeValidator(_strides)] = None
-    """Stride, 1 or 2, for each gap between stages; null: 2 everywhere."""
+    """Stride, 1 or 2, for each gap between stages (conv stem); null: 2 everywhere."""
+    patch: Annotated[int, BeforeValidator(_whole(1, 1024))] = 16
+    """Side of a patch in pixels (patch stem), 1 to 1024."""
     qk_norm: Annotated[bool, BeforeValidator(_flag)] = False
     """LayerNorm on the queries and keys of the attention blocks."""
 
     @model_validator(mode="after")
     def _fits(self) -> LayoutConfig:
+        for stem, keys in _STEM_KEYS.items():
+            for key in keys:
+                if stem != self.stem and key in self.model_fields_set:
+                    allowed = f"only the {stem} stem has it, and the stem of this layout is {self.stem}; remove it"
+                    raise _wrong(getattr(self, key), allowed, key)
+        if self.stem == "patch":
+            if len(self.stages) != 1:
+                allowed = f"conv, or one stage instead of {len(self.stages)}: the patch stem takes exactly one"
+                raise _wrong(self.stem, allowed, "stem")
+            if self.stages[0].blocks == "C":
+                raise _wrong(
+                    "C", "M, G, A, MA or GA, because a stage on the patch stem is free of C", "stages.0.blocks"
+                )
+            for width in self.width:
+                if width % 4:
+                    raise _wrong(width, "a multiple of 4, for the positions of the patch stem", "width")
         if self.stages[0].dim != (1.0,):
             raise _wrong(
                 self.stages[0].model_dump()["dim"], "1, because layout.width is the width of stage 1", "stages.0.dim"
@@ -368,6 +415,18 @@ class LayoutConfig(_Section):
                 list(self.downsample), f"a list of {gaps} strides, one for each gap between stages", "downsample"
             )
         return self
+
+    def stem_fields(self) -> dict[str, Any]:
+        """The stem and the keys that have an effect with it, as fields of a `HybridLayout`."""
+        return {key: getattr(self, key) for key in ("stem", *_STEM_KEYS[self.stem])}
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What has no effect with this stem is refused when read, so it is not written either. Nor is the conv stem: a
+        # study started when it was the only one has no such key, and goes on.
+        other = {key for stem, keys in _STEM_KEYS.items() if stem != self.stem for key in keys}
+        left_out = other | ({"stem"} if self.stem == "conv" else set())
+        return {key: value for key, value in handler(self).items() if key not in left_out}
 
 
 class BudgetConfig(_Section):
@@ -436,7 +495,8 @@ class ProxyConfig(_Section):
     dtype: _Dtype = "auto"
     """Precision of the training; auto: bfloat16 on CUDA devices that have it, else float32."""
     stem_stride: Annotated[int | None, BeforeValidator(_or_null(_stem_stride))] = None
-    """Stem stride while training, to keep the token count at fewer pixels: 4, 2 or 1; null: the layout's own."""
+    """Stride of the conv stem while training, to keep the token count at fewer pixels: 4, 2 or 1; null: the layout's
+    own."""
 
     @model_validator(mode="after")
     def _fits(self) -> ProxyConfig:
@@ -503,6 +563,18 @@ class StudyConfig(_Section):
     """How the search goes."""
     timing: TimingConfig = TimingConfig()
     """How throughput is measured."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudyConfig:
+        if self.layout.stem == "patch":
+            if self.proxy.stem_stride is not None:
+                allowed = "only the conv stem has it, and layout.stem is patch; remove it"
+                raise _wrong(self.proxy.stem_stride, allowed, "proxy.stem_stride")
+            for section in ("proxy", "timing"):
+                size = getattr(self, section).image_size
+                if size is not None and size < self.layout.patch:
+                    raise _wrong(size, f"at least layout.patch, {self.layout.patch}", f"{section}.image_size")
+        return self
 
     @property
     def deployed_image_size(self) -> int:

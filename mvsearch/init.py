@@ -34,7 +34,7 @@ layout:
   width: [16, 24, 32, 40]       # channels of stage 1; `dim` of the other stages is a multiple of it
   stages:
     - {{blocks: C, depth: 1, dim: 1}}   # residual convolutions
-    - blocks: MA                # each block is Mamba (M) or attention (A)
+    - blocks: MA                # each block is Mamba (M) or attention (A); GA takes Mamba's original gated block (G)
       depth: [3, 4, 5]
       dim: 2
       attention: {{min: 0, max: 5}}       # the ratio: how many of the blocks are attention

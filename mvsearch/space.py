@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from mambavision.cost import Cost, cost
-from mambavision.layout import HybridLayout, LayoutError, StageLayout, last_half
+from mambavision.layout import HybridLayout, LayoutError, StageLayout, first_part, last_half
 from mvsearch.config import StageConfig, StudyConfig
 
 MIN_TOKENS = 16
@@ -30,6 +30,11 @@ _ENUMERABLE = 20_000
 _EXACT_SHARE = 5_000
 # What of a stage besides its depth and its widths; searched, it needs tokens to mean anything.
 _MIXING = ("window", "state", "conv_kernel", "head_dim")
+# What only Mamba blocks and only attention blocks have.
+_OF_MAMBA = ("state", "conv_kernel", "expand")
+_OF_ATTENTION = ("head_dim",)
+# The order that each Mamba letter is known by, half of the blocks and then attention; they differ at odd depths.
+_USUAL = {"M": last_half, "G": lambda depth: first_part(depth, 0.5)}
 
 Numbers = dict[str, Any]
 """The values of a stage beside its blocks, by their key in the YAML: dim (a multiple of width), window, …"""
@@ -39,14 +44,15 @@ class SpaceError(ValueError):
     """A layout or parameters outside the space, or a space that cannot be searched; the message says what."""
 
 
-def place(rule: str, depth: int, attention: int) -> str:
-    """The pattern with `attention` blocks of ``A`` among `depth`, the others ``M``, placed by a rule.
+def place(rule: str, depth: int, attention: int, mamba: str = "M") -> str:
+    """The pattern with `attention` blocks of ``A`` among `depth`, the others `mamba`, placed by a rule.
 
     Args:
         rule: ``last`` (MMMAAA), ``first`` (AAAMMM), ``even`` (spread evenly), ``middle`` (MAAM), or ``alternate``
             (MAMA from the end; past half, the blocks between them from the end).
         depth: number of blocks.
         attention: number of attention blocks, 0 to `depth`.
+        mamba: the letter of the others.
     """
     odd_then_even = [*range(1, depth, 2)][::-1] + [*range(0, depth, 2)][::-1]
     start = {"last": depth - attention, "first": 0, "middle": (depth - attention + 1) // 2}
@@ -56,7 +62,7 @@ def place(rule: str, depth: int, attention: int) -> str:
         chosen = set(odd_then_even[:attention])
     else:
         chosen = set(range(start[rule], start[rule] + attention))
-    return "".join("A" if i in chosen else "M" for i in range(depth))
+    return "".join("A" if i in chosen else mamba for i in range(depth))
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,12 @@ class _Stage:
         self.number = number
         self.config = config
         self.name = f"stage{number}"
-        self.mixed = config.blocks == "MA"
+        self.mixed = config.mixed
+        self.mamba = config.mamba
         self.longest = config.depth[-1]
         self.depth = self._choice("depth", config.depth)
-        keys = [key for key in ("dim", "window", "state", "conv_kernel", "head_dim", "mlp_ratio") if config.has(key)]
-        self.numbers = {key: self._choice(key, getattr(config, key)) for key in keys}
+        keys = ("dim", "window", *_OF_MAMBA, *_OF_ATTENTION, "mlp_ratio")
+        self.numbers = {key: self._choice(key, getattr(config, key)) for key in keys if config.has(key)}
         self.attention = self._choice("attention", config.attention.allowed(self.longest) if self.mixed else (0,))
         self.placement = self._choice("placement", config.placement)
         self.flips = 0
@@ -142,20 +149,28 @@ class _Stage:
 
     # -- patterns: strings of letters; where they are enumerated, bits (1 is A, the last block is bit 0) ---------------
 
+    def place(self, rule: str, depth: int, attention: int) -> str:
+        """The pattern of a rule, in the letters of this stage."""
+        return place(rule, depth, attention, self.mamba)
+
+    def flip(self, pattern: str, blocks: set[int]) -> str:
+        """The pattern with some blocks (counted from 0) turned around."""
+        return "".join((self.mamba if c == "A" else "A") if i in blocks else c for i, c in enumerate(pattern))
+
     def rules(self, depth: int) -> dict[str, tuple[int, str]]:
         """The patterns that a rule alone makes, with the number of attention blocks and the rule."""
         found: dict[str, tuple[int, str]] = {}
         for attention in self.config.attention.allowed(depth):
             for rule in self.placement.values:
-                found.setdefault(place(rule, depth, attention), (attention, rule))
+                found.setdefault(self.place(rule, depth, attention), (attention, rule))
         return found
 
     def decode_pattern(self, depth: int, attention: int, rule: str, flips: Sequence[int]) -> str:
         """A pattern from parameters; flips that would leave the allowed attention counts are undone, the last first."""
         allowed = self.config.attention.allowed(depth)
-        base = place(rule, depth, max(count for count in allowed if count <= max(attention, allowed[0])))
+        base = self.place(rule, depth, max(count for count in allowed if count <= max(attention, allowed[0])))
         for used in range(len(flips), -1, -1):
-            pattern = _flip(base, {flip - 1 for flip in flips[:used] if 1 <= flip <= depth})
+            pattern = self.flip(base, {flip - 1 for flip in flips[:used] if 1 <= flip <= depth})
             if pattern.count("A") in allowed:
                 return pattern
         return base
@@ -165,7 +180,7 @@ class _Stage:
         if pattern not in self._encoded:
             self._encoded[pattern] = self._nearest(pattern)
         attention, rule = self._encoded[pattern]
-        base = place(rule, len(pattern), attention)
+        base = self.place(rule, len(pattern), attention)
         flips = [i for i, (a, b) in enumerate(zip(base, pattern, strict=True), start=1) if a != b]
         return attention, rule, flips + [0] * (self.flips - len(flips))
 
@@ -211,7 +226,7 @@ class _Stage:
 
     def _reachable(self, depth: int) -> list[str]:
         allowed = set(self.config.attention.allowed(depth))
-        rules = [int(base.replace("M", "0").replace("A", "1"), 2) for base in self.rules(depth)]
+        rules = [int(base.replace(self.mamba, "0").replace("A", "1"), 2) for base in self.rules(depth)]
         ball = sum(math.comb(depth, flips) for flips in range(min(self.flips, depth) + 1))
         found: list[int] = []
         if len(rules) * ball < 2**depth:
@@ -225,7 +240,7 @@ class _Stage:
             for bits in range(2**depth):
                 if bits.bit_count() in allowed and any((bits ^ rule).bit_count() <= self.flips for rule in rules):
                     found.append(bits)
-        return [format(bits, f"0{depth}b").replace("0", "M").replace("1", "A") for bits in found]
+        return [format(bits, f"0{depth}b").replace("0", self.mamba).replace("1", "A") for bits in found]
 
     # -- from values to a StageLayout and back ------------------------------------------------------------------------
 
@@ -241,9 +256,10 @@ class _Stage:
             ratios = self.numbers["mlp_ratio"].values
             hidden = int(dim * numbers["mlp_ratio"])
             fields |= {"window": numbers["window"], "mlp_ratio": next(r for r in ratios if int(dim * r) == hidden)}
-        if "M" in config.blocks:
-            scans = "M" in blocks
-            fields |= {key: numbers[key] if scans else getattr(config, key)[0] for key in ("state", "conv_kernel")}
+        if self.mamba:
+            keys = [key for key in _OF_MAMBA if key in numbers]
+            scans = self.mamba in blocks
+            fields |= {key: numbers[key] if scans else self.numbers[key].values[0] for key in keys}
         if "A" in blocks:
             head_dim = numbers["head_dim"]
             if dim % head_dim:
@@ -276,7 +292,7 @@ class _Stage:
             same = (ratio for ratio in ratios if int(stage.dim * ratio) == stage.mlp_hidden)
             values["mlp_ratio"] = next(same, stage.mlp_ratio)
         if stage.scans:
-            values |= {"state": stage.state, "conv_kernel": stage.conv_kernel}
+            values |= {key: getattr(stage, key) for key in _OF_MAMBA}
         if stage.attends:
             head_dim = stage.dim / stage.heads
             values["head_dim"] = int(head_dim) if head_dim.is_integer() else head_dim
@@ -326,7 +342,7 @@ class _Stage:
             patterns = {self.config.blocks * depth}
             if self.mixed:
                 allowed = self.config.attention.allowed(depth)
-                patterns = {place(self.placement.values[0], depth, count) for count in (allowed[0], allowed[-1])}
+                patterns = {self.place(self.placement.values[0], depth, count) for count in (allowed[0], allowed[-1])}
             found += [self.build(width, pattern, numbers) for pattern in sorted(patterns)]
         return found
 
@@ -341,10 +357,6 @@ class _Stage:
 
 def _channels(width: int, multiple: float) -> float:
     return round(width * multiple, 6)  # 10 × 1.1 is 11
-
-
-def _flip(pattern: str, blocks: set[int]) -> str:
-    return "".join(("M" if c == "A" else "A") if i in blocks else c for i, c in enumerate(pattern))
 
 
 class SearchSpace:
@@ -453,23 +465,19 @@ class SearchSpace:
         """Width, and the blocks and numbers of each stage. Raises SpaceError for a layout outside the space."""
         if len(layout.stages) != len(self._stages):
             raise SpaceError(f"stages: {len(layout.stages)} are not in the space; only {len(self._stages)}")
-        fixed = self._layout(layout.stages)
-        for name in ("stem", "in_dim", "stem_stride", "downsample", "qk_norm"):
-            matters = name != "qk_norm" or any(stage.attends for stage in layout.stages)
-            if matters:
-                _Choice(name, (getattr(fixed, name),)).check(getattr(layout, name))
+        fixed = self.config.layout.stem_fields()
+        if "downsample" in fixed:
+            fixed["downsample"] = fixed["downsample"] or (2,) * (len(layout.stages) - 1)
+        if any(stage.attends for stage in layout.stages):
+            fixed["qk_norm"] = self.config.layout.qk_norm
+        for name, value in fixed.items():
+            _Choice(name, (value,)).check(getattr(layout, name))
         width = self._width.check(layout.stages[0].dim)
         return width, [stage.read(width, part) for stage, part in zip(self._stages, layout.stages, strict=True)]
 
     def _layout(self, stages: Sequence[StageLayout]) -> HybridLayout:
         fixed = self.config.layout
-        return HybridLayout(
-            stages=tuple(stages),
-            in_dim=fixed.in_dim,
-            stem_stride=fixed.stem_stride,
-            downsample=fixed.downsample,
-            qk_norm=fixed.qk_norm,
-        )
+        return HybridLayout(stages=tuple(stages), qk_norm=fixed.qk_norm, **fixed.stem_fields())
 
     # -- drawing, changing and counting -------------------------------------------------------------------------------
 
@@ -515,15 +523,15 @@ class SearchSpace:
         if kind == "width":
             width = rng.choice([value for value in self._width.values if value != width])
         elif kind == "flip":
-            blocks = _flip(blocks, {rng.randrange(len(blocks))})
+            blocks = stage.flip(blocks, {rng.randrange(len(blocks))})
         elif kind == "swap":
-            mamba, attention = ([j for j, c in enumerate(blocks) if c == letter] for letter in "MA")
+            mamba, attention = ([j for j, c in enumerate(blocks) if c == letter] for letter in stage.config.blocks)
             if not mamba or not attention:
                 return None
-            blocks = _flip(blocks, {rng.choice(mamba), rng.choice(attention)})
+            blocks = stage.flip(blocks, {rng.choice(mamba), rng.choice(attention)})
         elif kind == "rule":  # the one move between counts that are not neighbours
             count = rng.choice(stage.config.attention.allowed(len(blocks)))
-            blocks = place(rng.choice(stage.placement.values), len(blocks), count)
+            blocks = stage.place(rng.choice(stage.placement.values), len(blocks), count)
         elif kind == "depth":
             depth = rng.choice([value for value in stage.depth.values if value != len(blocks)])
             letters = list(blocks)
@@ -535,9 +543,9 @@ class SearchSpace:
         else:
             numbers = numbers | {kind: rng.choice(stage.numbers[kind].values)}
         # The numbers of a letter that was not there had no value yet.
-        inactive = {"M": ("state", "conv_kernel"), "A": ("head_dim",)}
         for letter in set(blocks) - set(genes[i][0]):
-            numbers |= {key: rng.choice(stage.numbers[key].values) for key in inactive[letter]}
+            keys = _OF_ATTENTION if letter == "A" else _OF_MAMBA
+            numbers |= {key: rng.choice(stage.numbers[key].values) for key in keys if key in stage.numbers}
         genes[i] = (blocks, numbers)
         if not stage.contains(blocks):
             return None
@@ -616,6 +624,7 @@ class SearchSpace:
     def baselines(self) -> dict[str, HybridLayout]:
         """The hand-made layouts, by name: all Mamba, all attention, last half, first half, alternating.
 
+        "Half" is that of the order a Mamba letter is known by: of an odd depth, M is the larger part, G the smaller.
         All of middle depth, state, … and of one width: the middle one, or where a budget forbids it the nearest
         (narrower ones first) at which the most of them are within budget; the shortest depth if that is not enough.
         What the space does not hold is left out, and so are repetitions. A space that holds none of them has one
@@ -635,25 +644,28 @@ class SearchSpace:
         return best
 
     def _hand_made(self, width: int, shortest: bool) -> dict[str, HybridLayout]:
-        orders = {
-            "all Mamba": lambda depth: "M" * depth,
-            "all attention": lambda depth: "A" * depth,
-            "last half": last_half,
-            "first half": lambda depth: last_half(depth)[::-1],
-            "alternating": lambda depth: place("alternate", depth, depth // 2),
+        orders: dict[str, Callable[[int, str], str]] = {
+            "all Mamba": lambda depth, mamba: mamba * depth,
+            "all attention": lambda depth, _: "A" * depth,
+            "last half": lambda depth, mamba: _USUAL[mamba](depth),
+            "first half": lambda depth, mamba: _USUAL[mamba](depth)[::-1],
+            "alternating": lambda depth, mamba: place("alternate", depth, depth // 2, mamba),
         }
         found: dict[str, HybridLayout] = {}
         for name, order in orders.items():
             stages = []
             for stage in self._stages:
                 depth = stage.depth.values[0] if shortest else stage.depth.middle
-                blocks = order(depth) if stage.mixed else stage.config.blocks * depth
+                blocks = order(depth, stage.mamba) if stage.mixed else stage.config.blocks * depth
                 if stage.contains(blocks):
                     numbers = {key: choice.middle for key, choice in stage.numbers.items()}
                     stages.append(stage.build(width, blocks, numbers))
-            letters = {letter for part in stages if part.hybrid for letter in part.blocks}
+            hybrid = [part for part in stages if part.hybrid]
+            scans, attends = any(part.scans for part in hybrid), any(part.attends for part in hybrid)
             # In a stage that is not free to choose, "all Mamba" would be a wrong name for attention, and so on.
-            named = {"all Mamba": letters == {"M"}, "all attention": letters == {"A"}}.get(name, letters == {"M", "A"})
+            named = (scans, attends) == {"all Mamba": (True, False), "all attention": (False, True)}.get(
+                name, (True, True)
+            )
             if len(stages) == len(self._stages) and named:
                 layout = self._layout(stages)
                 if layout.key not in {other.key for other in found.values()}:
@@ -665,7 +677,7 @@ class SearchSpace:
                 blocks = stage.config.blocks * depth
                 if stage.mixed:
                     allowed = stage.config.attention.allowed(depth)
-                    blocks = place(stage.placement.values[0], depth, allowed[(len(allowed) - 1) // 2])
+                    blocks = stage.place(stage.placement.values[0], depth, allowed[(len(allowed) - 1) // 2])
                 numbers = {key: choice.middle for key, choice in stage.numbers.items()}
                 stages.append(stage.build(width, blocks, numbers))
             found["middle"] = self._layout(stages)
@@ -729,16 +741,19 @@ class SearchSpace:
         config = self.config
         width = self._width.values[0]
         layout = self._layout([stage.extremes(width)[0] for stage in self._stages])
-        proxy_stride = "layout.stem_stride" if config.proxy.stem_stride is None else "proxy.stem_stride"
+        # The key that says into how many tokens the stem cuts an image.
+        grain = "stem_stride" if layout.stem == "conv" else "patch"
+        proxy_grain = f"layout.{grain}" if config.proxy.stem_stride is None else "proxy.stem_stride"
         deployed_size = "proxy.image_size" if config.timing.image_size is None else "timing.image_size"
         for stage in self._stages:
             keys = stage.mixing_keys()
             if not keys:
                 continue
+            listed = " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
             i = stage.number - 1
-            for when, size, seen, stride_key, size_key in (
-                ("the proxy's", config.proxy.image_size, self.proxy_layout(layout), proxy_stride, "proxy.image_size"),
-                ("the deployed", config.deployed_image_size, layout, "layout.stem_stride", deployed_size),
+            for when, size, seen, grain_key, size_key in (
+                ("the proxy's", config.proxy.image_size, self.proxy_layout(layout), proxy_grain, "proxy.image_size"),
+                ("the deployed", config.deployed_image_size, layout, f"layout.{grain}", deployed_size),
             ):
                 for window in stage.numbers["window"].values:
                     parts = list(seen.stages)
@@ -747,10 +762,10 @@ class SearchSpace:
                     count = tokens.tokens_per_window(size)[i]
                     if count < MIN_TOKENS:
                         raise SpaceError(
-                            f"stage {stage.number}: its {' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} "
+                            f"stage {stage.number}: its {listed} {'is' if len(keys) == 1 else 'are'} "
                             f"searched, but it sees {count} token{'s' if count > 1 else ''} a window at {when} "
                             f"{size} px, and at least {MIN_TOKENS} are needed; "
-                            f"{_mend(tokens, i, size, stride_key, size_key)}"
+                            f"{_mend(tokens, i, size, grain_key, size_key)}"
                         )
 
     def _check_budgets(self) -> None:
@@ -799,18 +814,20 @@ class SearchSpace:
         return {choice.name: choice.values for choice in choices}
 
 
-def _mend(layout: HybridLayout, i: int, size: int, stride_key: str, size_key: str) -> str:
-    """What gives stage i (counted from 0) enough tokens: a smaller stem stride, larger images, or larger windows."""
+def _mend(layout: HybridLayout, i: int, size: int, grain_key: str, size_key: str) -> str:
+    """What gives stage i (counted from 0) enough tokens: a finer stem, larger images, or larger windows."""
     window = layout.stages[i].window
     side = math.isqrt(MIN_TOKENS - 1) + 1
     if window is not None and window < side:
         return f"set layout.stages.{i}.window to {side} or more"
-    ways = [
-        f"{stride_key}: {stride}"
-        for stride in (2, 1)
-        if stride < layout.stem_stride
-        and dataclasses.replace(layout, stem_stride=stride).tokens_per_window(size)[i] >= MIN_TOKENS
-    ][:1]
+    if layout.stem == "conv":
+        stems = {
+            stride: dataclasses.replace(layout, stem_stride=stride) for stride in (2, 1) if stride < layout.stem_stride
+        }
+    else:
+        stems = {patch: dataclasses.replace(layout, patch=patch) for patch in range(layout.patch - 1, 0, -1)}
+    enough = (grain for grain, finer in stems.items() if finer.tokens_per_window(size)[i] >= MIN_TOKENS)
+    ways = [f"{grain_key}: {grain}" for grain in itertools.islice(enough, 1)]
     larger = (pixels for pixels in range(size + 1, 4097) if layout.tokens_per_window(pixels)[i] >= MIN_TOKENS)
     ways += [f"{size_key}: {pixels}" for pixels in itertools.islice(larger, 1)]
     return f"set {' or '.join(ways)}" if ways else "set smaller strides in layout.downsample"

@@ -24,6 +24,23 @@ search:
 """
 
 
+COLUMNAR = """\
+layout:
+  stem: patch
+  patch: 4
+  width: [32, 48]
+  stages:
+    - {blocks: AG, depth: [3, 4], dim: 1, state: [4, 8], conv_kernel: 4, expand: [1, 2]}
+"""
+
+
+@pytest.fixture
+def columnar(tmp_path: Path) -> Path:
+    path = tmp_path / "columnar_study.yaml"
+    path.write_text(COLUMNAR)
+    return path
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
@@ -83,6 +100,39 @@ def test_resolved_yaml_reads_back(name: str, tmp_path: Path) -> None:
     copy.write_text(config.resolved_yaml())
     assert load_config(copy) == config
     assert yaml.safe_load(copy.read_text()) == config.resolved()
+
+
+def test_reads_a_columnar_study(columnar: Path, tmp_path: Path) -> None:
+    config = load_config(columnar)
+    [stage] = config.layout.stages
+    assert (config.layout.stem, config.layout.patch) == ("patch", 4)
+    assert (stage.blocks, stage.mamba, stage.mixed, stage.expand) == ("GA", "G", True, (1, 2))
+    resolved = config.resolved()["layout"]
+    assert resolved.keys() == {"stages", "width", "stem", "patch", "qk_norm"}
+    assert resolved["stages"][0]["expand"] == [1, 2]
+    copy = tmp_path / "resolved.yaml"
+    copy.write_text(config.resolved_yaml())
+    assert load_config(copy, ["name=columnar_study"]) == config
+
+
+@pytest.mark.parametrize(("blocks", "mamba"), [("C", ""), ("M", "M"), ("G", "G"), ("A", ""), ("AM", "M"), ("GA", "G")])
+def test_the_mamba_letter_of_a_stage(study: Path, blocks: str, mamba: str) -> None:
+    stage = load_config(study, [f"layout.stages.2={{blocks: {blocks}, depth: 2, dim: 4}}"]).layout.stages[2]
+    assert stage.mamba == mamba
+    assert stage.mixed == (len(blocks) == 2)
+    assert [stage.has(key) for key in ("state", "expand", "attention", "head_dim", "window", "depth")] == [
+        bool(mamba),
+        mamba == "G",
+        len(blocks) == 2,
+        "A" in blocks,
+        blocks != "C",
+        True,
+    ]
+
+
+def test_a_study_from_before_there_were_two_stems_goes_on() -> None:
+    stored = Path(__file__).parents[2] / "studies" / "reference" / "fashion_mnist" / "study.yaml"
+    assert load_config(stored).resolved() == yaml.safe_load(stored.read_text())
 
 
 @pytest.mark.parametrize(
@@ -157,12 +207,16 @@ def test_overrides(study: Path) -> None:
         ("layout.width=[16, 16]", ["layout.width: [16, 16]", "repeated"]),
         ("layout.width=[16, wide]", ["layout.width: 'wide'", "1 to 8192"]),
         ("layout.stem_stride=3", ["layout.stem_stride: 3", "4, 2, 1"]),
+        ("layout.stem=patches", ["layout.stem: 'patches'", "conv, patch", "Did you mean 'patch'?"]),
+        ("layout.patch=16", ["layout.patch: 16", "only the patch stem has it", "layout is conv; remove it"]),
+        ("layout.stages.1.expand=1", ["layout.stages.1.expand (stage 2): 1", "a stage with G has it", "are MA"]),
         ("layout.downsample=[2]", ["layout.downsample: [2]", "2 strides"]),
         ("layout.stages=[]", ["layout.stages: []", "one to four"]),
         ("layout.stages.0.dim=2", ["layout.stages.0.dim (stage 1): 2", "layout.width"]),
         ("layout.stages.0.state=8", ["layout.stages.0.state (stage 1): 8", "remove it"]),
         ("layout.stages.2.flips=1", ["layout.stages.2.flips (stage 3): 1", "MA"]),
         ("layout.stages.1.blocks=MX", ["'MX'", "C (conv)"]),
+        ("layout.stages.1.blocks=MG", ["'MG'", "MA or GA"]),
         ("layout.stages.1.depth=21", ["layout.stages.1.depth (stage 2): 21", "at most 20"]),
         ("layout.stages.1.attention={min: 3, max: 2}", ["layout.stages.1.attention", "empty"]),
         ("layout.stages.1.attention={min: 4}", ["layout.stages.1.attention", "at most 3, the shortest depth"]),
@@ -185,6 +239,36 @@ def test_overrides(study: Path) -> None:
 def test_bad_values(study: Path, override: str, parts: list[str]) -> None:
     message = refused(study, override)
     assert f"--set {override.split('=')[0]}" in message or "proxy.root" in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("layout.stem=conv", ["layout.patch: 4", "only the patch stem has it", "layout is conv; remove it"]),
+        ("layout.in_dim=32", ["layout.in_dim: 32", "only the conv stem has it", "layout is patch; remove it"]),
+        ("layout.stem_stride=4", ["layout.stem_stride: 4", "only the conv stem has it"]),
+        ("layout.downsample=null", ["layout.downsample: null", "only the conv stem has it"]),
+        ("layout.patch=0", ["layout.patch: 0", "a whole number from 1 to 1024"]),
+        ("layout.patch=[4, 8]", ["layout.patch: [4, 8]", "a whole number"]),
+        ("layout.patch=33", ["proxy.image_size: 32 is not allowed; at least layout.patch, 33"]),
+        ("timing.image_size=3", ["timing.image_size: 3 is not allowed; at least layout.patch, 4"]),
+        ("proxy.stem_stride=2", ["proxy.stem_stride: 2", "only the conv stem has it", "layout.stem is patch"]),
+        ("layout.width=[16, 18]", ["layout.width: 18", "a multiple of 4"]),
+        (
+            "layout.stages=[{blocks: M, depth: 1, dim: 1}, {blocks: M, depth: 1, dim: 2}]",
+            ["instead of 2", "exactly one"],
+        ),
+        ("layout.stages=[{blocks: C, depth: 1, dim: 1}]", ["layout.stages.0.blocks (stage 1): 'C'", "free of C"]),
+        ("layout.stages.0.expand=5", ["layout.stages.0.expand (stage 1): 5", "from 1 to 4"]),
+        ("layout.stages.0.expnd=2", ["Did you mean 'expand'?"]),
+        ("layout.stages.0.blocks=A", ["a stage with M or G has it, and the blocks of this one are A"]),
+        ("layout.stages.0.depth=21", ["at most 20 blocks where their order is searched"]),
+    ],
+)
+def test_bad_values_of_a_columnar_study(columnar: Path, override: str, parts: list[str]) -> None:
+    message = refused(columnar, override)
     for part in parts:
         assert part in message
 

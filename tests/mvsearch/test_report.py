@@ -179,6 +179,9 @@ def test_reordering_finds_where_the_measures_disagree() -> None:
         ("MAAM", "middle"),
         ("AMMA", "both ends"),
         ("MAAMA", "mixed"),
+        ("GGG", "all Mamba"),
+        ("GGAA", "last"),
+        ("AMGA", "both ends"),
     ],
 )
 def test_placement_names(blocks: str, name: str) -> None:
@@ -469,9 +472,10 @@ def test_poor_studies_still_make_a_page(study: StudyData) -> None:
 
 def test_a_columnar_study_makes_a_page() -> None:
     rows = []
-    for number in range(12):
-        blocks = ("MMMM", "MMAA", "AAMM", "AAAA")[number % 4]
-        made = HybridLayout(stages=(StageLayout(blocks=blocks, dim=64, heads=4, state=8),), stem="patch", patch=4)
+    for number in range(24):
+        blocks = ("GGGG", "GGAA", "AAGG", "AAAA")[number % 4]
+        width = 64 if number % 8 < 4 else 48
+        made = HybridLayout(stages=(StageLayout(blocks=blocks, dim=width, heads=4, state=8),), stem="patch", patch=4)
         rows.append(
             TrialRecord(
                 number=number,
@@ -483,7 +487,16 @@ def test_a_columnar_study_makes_a_page() -> None:
                 ratio=1 + (number % 5) / 9,
             )
         )
-    assert "Stage 1" in visible(page(with_records(study_factory.study(), rows)))
+    study = with_records(study_factory.study(), rows)
+    text = page(study)
+    assert "Stage 1" in visible(text)
+    assert 'aria-label="GGAA"' in text
+    assert f".b-G {{ background: {LETTERS['G'].colour};" in text
+    shares = compare(study, 1, "share", "nll")
+    assert [(effect.label, effect.trials) for effect in shares.effects] == [("none", 6), ("40–60 %", 12), ("all", 6)]
+    assert all(effect.value is not None for effect in shares.effects)
+    states = {fact.state for record in rows for fact in stage_facts(record.layout)}
+    assert states == {8, None}, "of gated Mamba; all attention has none"
 
 
 def test_the_report_replaces_the_old_one_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

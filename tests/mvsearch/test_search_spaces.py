@@ -11,7 +11,7 @@ from mvsearch.config import load_config, shipped
 from mvsearch.init import write_template
 from mvsearch.space import SearchSpace, describe
 
-DATA = {"stagewise": (10, 1), "fashion_mnist": (10, 1), "image_folder": (100, 3)}
+DATA = {"stagewise": (10, 1), "columnar": (10, 1), "fashion_mnist": (10, 1), "image_folder": (100, 3)}
 
 
 def load(name: str) -> SearchSpace:
@@ -40,12 +40,23 @@ def test_shipped_spaces_can_be_searched(name: str) -> None:
 @pytest.mark.parametrize("name", DATA)
 def test_order_ratio_state_and_width_are_searched(name: str) -> None:
     searched = load(name).searched()
-    assert {"width", "stage3.attention", "stage3.placement"} <= searched.keys()
+    last = f"stage{len(load(name).config.layout.stages)}"
+    assert {"width", f"{last}.attention", f"{last}.placement"} <= searched.keys()
     assert any(key.endswith(".state") for key in searched)
 
 
 def test_stagewise_sees_64_and_16_tokens() -> None:
     assert describe(load("stagewise"), samples=1).proxy_tokens[1:] == ((64, 64), (16, 16))
+
+
+def test_columnar_is_the_form_of_one_stage_on_patches() -> None:
+    space = load("columnar")
+    assert describe(space, samples=1).proxy_tokens == ((64, 64),)
+    # Every order of 2, 3 and 4 blocks, with three states where Mamba is among them, at four widths.
+    assert space.count() == 4 * sum((2**depth - 1) * 3 + 1 for depth in (2, 3, 4))
+    reference = space.reference()
+    assert (reference.stem, reference.patch, reference.pattern) == ("patch", 4, "GAA")
+    assert (reference.stages[0].conv_kernel, reference.stages[0].expand) == (4, 2)
 
 
 def test_fashion_mnist_sees_49_tokens() -> None:

@@ -25,7 +25,7 @@ def space(
 ) -> SearchSpace:
     data = {
         "name": "test",
-        "layout": {"width": width, "stages": stages, "stem_stride": 2, **(layout or {})},
+        "layout": {"width": width, "stages": stages, **({"stem_stride": 2} if layout is None else layout)},
         **sections,
     }
     return SearchSpace(StudyConfig.model_validate(data), num_classes=10, in_chans=1)
@@ -42,6 +42,12 @@ def one(**changes: Any) -> SearchSpace:
     rules = ["last", "first", "alternate"]
     hybrid = {"blocks": "MA", "depth": [2, 3], "dim": 2, "state": [4, 8], "placement": rules, **changes}
     return space([CONV, hybrid], [16, 32])
+
+
+def columnar(width: Any = 16, *, patch: int = 4, **changes: Any) -> SearchSpace:
+    """Order, ratio, depth, state and expansion of the one stage on patches."""
+    stage = {"blocks": "GA", "depth": [2, 3], "dim": 1, "state": [4, 8], "expand": [1, 2], "flips": 1, **changes}
+    return space([stage], width, layout={"stem": "patch", "patch": patch})
 
 
 def values(distribution: BaseDistribution) -> list[Any]:
@@ -72,6 +78,14 @@ SPACES: dict[str, SearchSpace] = {
     "same hidden widths": space([{"blocks": "MA", "depth": 2, "dim": 1, "mlp_ratio": [2, 2.01, 3]}], [16, 208]),
     "one layout": space([{"blocks": "M", "depth": 1, "dim": 1}]),
     "two layouts": space([{"blocks": "MA", "depth": 1, "dim": 1}]),
+    "columnar": columnar([16, 20], state=8, placement=["last", "alternate"], head_dim=4),
+    "gated Mamba": space([CONV, {"blocks": "G", "depth": [1, 2], "dim": 2, "expand": [1, 3], "conv_kernel": [3, 4]}]),
+    "both Mamba letters": space(
+        [
+            {"blocks": "MA", "depth": 2, "dim": 1, "flips": 0},
+            {"blocks": "GA", "depth": [1, 2], "dim": 2, "expand": [1, 2], "placement": "first"},
+        ],
+    ),
     "fractions": space([CONV, {"blocks": "MA", "depth": 2, "dim": [1.1, 2.2], "head_dim": [2, 11]}], [20, 40]),
 }
 every_space = pytest.mark.parametrize("searched", SPACES.values(), ids=SPACES)
@@ -79,13 +93,15 @@ every_space = pytest.mark.parametrize("searched", SPACES.values(), ids=SPACES)
 
 @st.composite
 def spaces(draw: st.DrawFn) -> SearchSpace:
-    stages: list[dict[str, Any]] = [CONV]
-    for dim in (2, 4)[: draw(st.integers(1, 2))]:
+    patches = draw(st.booleans())
+    stages: list[dict[str, Any]] = [] if patches else [CONV]
+    for dim in (1,) if patches else (2, 4)[: draw(st.integers(1, 2))]:
+        letters = draw(st.sampled_from(["MA", "GA"]))
         depth = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True))
         least = draw(st.integers(0, min(depth)))
         stages.append(
             {
-                "blocks": "MA",
+                "blocks": letters,
                 "depth": depth,
                 "dim": dim,
                 "attention": {"min": least, "max": draw(st.integers(least, 7))},
@@ -95,9 +111,10 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
                 "window": draw(st.sampled_from([None, [None, 4]])),
                 "head_dim": draw(st.sampled_from([16, [8, 16]])),
                 "mlp_ratio": draw(st.sampled_from([4, [3, 4]])),
+                **({"expand": draw(st.sampled_from([1, [1, 2, 4]]))} if letters == "GA" else {}),
             }
         )
-    return space(stages, [16, 32, 48])
+    return space(stages, [16, 32, 48], layout={"stem": "patch", "patch": 4} if patches else None)
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -115,6 +132,8 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
 )
 def test_rules(rule: str, patterns: list[str]) -> None:
     assert [place(rule, 4, attention) for attention in range(5)] == patterns
+    gated = [pattern.replace("M", "G") for pattern in patterns]
+    assert [place(rule, 4, attention, "G") for attention in range(5)] == gated
 
 
 @given(depth=st.integers(1, 20), data=st.data())
@@ -166,7 +185,8 @@ def test_every_parameter_decodes_and_round_trips(searched: SearchSpace, data: st
     for name, distribution in searched.distributions().items():
         assert encoded[name] in values(distribution)
     for number, (stage, config) in enumerate(zip(layout.stages, searched.config.layout.stages, strict=True), start=1):
-        if config.blocks == "MA":
+        assert set(stage.blocks) <= set(config.blocks)
+        if config.mixed:
             assert stage.blocks.count("A") in config.attention.allowed(len(stage.blocks))
             used = [value for name, value in encoded.items() if name.startswith(f"stage{number}.flip")]
             assert all(value >= 0 for value in used)
@@ -243,6 +263,35 @@ def test_layouts_outside_the_space(change: dict[str, Any], named: str) -> None:
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"patch": 8}, "patch: 8 is not in the space; only 4"),
+        ({"stem": "conv"}, "stem: 'conv' is not in the space; only patch"),
+        ({"stem": "conv", "dim": 18}, "stem: 'conv'"),
+        ({"blocks": "MA"}, "stage1.blocks: MA is not in the space; letters are GA"),
+        ({"expand": 4}, "stage1.expand: 4 is not in the space; one of 1, 2"),
+    ],
+)
+def test_layouts_outside_a_columnar_space(change: dict[str, Any], named: str) -> None:
+    searched = columnar()
+    layout = next(layout for layout in searched.layouts() if layout.pattern == "GA")
+    outside = layout.override(**change)
+    assert outside not in searched
+    with pytest.raises(SpaceError, match="is not in the space") as error:
+        searched.encode(outside)
+    assert named in str(error.value)
+
+
+def test_a_columnar_space_looks_at_no_key_of_the_conv_stem() -> None:
+    searched = columnar()
+    layout = next(layout for layout in searched.layouts() if layout.pattern == "AA")
+    # Nor at the expansion of a stage that turns out all attention.
+    same = layout.override(stem_stride=1, in_dim=8, expand=4)
+    assert same.key == layout.key
+    assert searched.decode(searched.encode(same)) == layout
+
+
 def test_patterns_outside_the_space() -> None:
     searched = space(
         [{"blocks": "MA", "depth": 6, "dim": 1, "attention": {"min": 2, "max": 4}, "flips": 1, "placement": "last"}]
@@ -314,6 +363,17 @@ def test_draws_repeat_with_their_seed() -> None:
         return [(layout := searched.mutate(layout, rng)).key for _ in range(20)]
 
     assert walk() == walk()
+
+
+@pytest.mark.parametrize("mamba", ["M", "G"])
+def test_blocks_are_swapped_where_their_number_is_fixed(mamba: str) -> None:
+    stage = {"blocks": mamba + "A", "depth": 4, "dim": 1, "attention": 1, "placement": "last"}
+    searched = space([stage])
+    layout = next(layout for layout in searched.layouts() if layout.stages[0].blocks.index("A") == 1)
+    rng = random.Random(0)
+    # Flips would change the number, and the one rule leads to MMMA alone.
+    places = {searched.mutate(layout, rng).stages[0].blocks.index("A") for _ in range(40)}
+    assert places == {0, 2, 3}
 
 
 def test_uniform_unseen_ends() -> None:
@@ -427,6 +487,21 @@ def test_baselines() -> None:
     assert searched.reference() == baselines["last half"]
 
 
+def test_baselines_of_gated_mamba_have_its_own_last_half() -> None:
+    searched = columnar(depth=5, expand=[1, 2, 4])
+    baselines = searched.baselines()
+    assert {name: layout.pattern for name, layout in baselines.items()} == {
+        "all Mamba": "GGGGG",
+        "all attention": "AAAAA",
+        "last half": "GGAAA",
+        "first half": "AAAGG",
+        "alternating": "GAGAG",
+    }
+    assert baselines["last half"].stages[0].expand == 2
+    assert searched.reference() == baselines["last half"]
+    assert (searched.reference().stem, searched.reference().patch) == ("patch", 4)
+
+
 def test_baselines_keep_to_the_budget_and_the_space() -> None:
     free = budgeted()
     limit = max(free.cost(layout).params for layout in free.baselines().values()) - 1
@@ -442,10 +517,11 @@ def test_baselines_keep_to_the_budget_and_the_space() -> None:
 
 def test_a_space_without_a_hand_made_layout_has_a_reference() -> None:
     assert SPACES["mamba only"].baselines().keys() == {"all Mamba"}
+    assert SPACES["gated Mamba"].baselines().keys() == {"all Mamba"}
     assert SPACES["attention only"].baselines().keys() == {"all attention"}
-    odd = space([{"blocks": "MA", "depth": 6, "dim": 1, "attention": 1}])
-    assert odd.baselines().keys() == {"middle"}
-    assert odd.reference() in odd
+    for odd in (space([{"blocks": "MA", "depth": 6, "dim": 1, "attention": 1}]), columnar(depth=6, attention=1)):
+        assert odd.baselines().keys() == {"middle"}
+        assert odd.reference() in odd
 
 
 def test_proxy_layout_keeps_the_tokens() -> None:
@@ -478,6 +554,20 @@ def test_too_few_tokens(hybrid: dict[str, Any], keys: str) -> None:
     assert "layout.stem_stride: 2 or proxy.image_size: 49" in message
     for mend in ({"layout": {"stem_stride": 2}}, {"layout": {"stem_stride": 4}, "proxy": {"image_size": 49}}):
         space([CONV, CONV | {"dim": 2}, {**hybrid, "dim": 4}], **mend).check()  # type: ignore[arg-type]
+
+
+def test_too_few_tokens_of_patches() -> None:
+    with pytest.raises(SpaceError) as error:
+        columnar(patch=16).check()
+    message = str(error.value)
+    assert "stage 1: its order, ratio and state are searched, but it sees 4 tokens a window at the proxy's" in message
+    assert message.endswith("set layout.patch: 8 or proxy.image_size: 64")
+    columnar(patch=8).check()
+    stage = {"blocks": "GA", "depth": 2, "dim": 1}
+    for size, timing in ((64, {}), (64, {"image_size": 64})):
+        space([stage], layout={"stem": "patch"}, proxy={"image_size": size}, timing=timing).check()
+    with pytest.raises(SpaceError, match=r"the deployed 48 px.*set layout\.patch: 12 or timing\.image_size: 64"):
+        space([stage], layout={"stem": "patch"}, proxy={"image_size": 64}, timing={"image_size": 48}).check()
 
 
 def test_too_few_tokens_do_not_matter_for_depth_and_width() -> None:
@@ -515,6 +605,10 @@ def test_too_few_tokens_at_deployment_alone() -> None:
 def test_channels_that_do_not_divide(stages: list[dict[str, Any]], width: Any, named: str) -> None:
     with pytest.raises(SpaceError, match=named):
         space(stages, width).check()
+
+
+def test_gated_mamba_may_have_odd_channels() -> None:
+    space([{"blocks": "GA", "depth": 2, "dim": 1, "head_dim": 5}], [15, 25]).check()
 
 
 @pytest.mark.parametrize("field", ["num_classes", "in_chans"])

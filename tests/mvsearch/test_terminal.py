@@ -61,3 +61,28 @@ def test_a_plain_view_prints_one_line_a_trial_and_failures_with_their_reason():
     assert data.complete[0].state == COMPLETE
     assert data.complete[0].baseline in lines[0]
     assert f"Trial {data.failed[0].number} failed: {data.failed[0].reason}" in lines[1]
+
+
+def test_gated_mamba_has_its_colour_and_state_in_the_table():
+    first = study().front[0]
+    stage = {**first.layout["stages"][1], "blocks": "GGA", "state": 16, "expand": 2}
+    record = dataclasses.replace(first, layout={**first.layout, "stem": "patch", "stages": [stage]})
+    table = terminal.front_lines([record])
+    assert "48;2;86;180;233" in shown(table, 160, "truecolor"), "G is #56B4E9"
+    plain = shown(table, 160)
+    assert "G G A" in plain
+    assert [str(stage["dim"]), "16"] == plain.splitlines()[2].split()[3:5]
+
+
+def test_a_columnar_space_is_shown_with_its_tokens():
+    from mvsearch.config import load_config
+    from mvsearch.space import SearchSpace, describe
+
+    searched = SearchSpace(load_config("columnar"), num_classes=10, in_chans=1)
+    out = Console(file=io.StringIO(), width=160)
+    terminal.print_space(out, describe(searched, samples=1))
+    terminal.print_start(out, searched, "2 workers", new=True, done=0)
+    text = out.file.getvalue()
+    assert "Tokens a window: stage 1: 64" in text
+    assert "stage1.state" in text
+    assert "G G A A" in text
