@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -37,6 +37,10 @@ PLACEMENTS = ("last", "first", "even", "middle", "alternate")
 
 DATA_SETS = ("digit_scenes", "digits", "fashion_mnist", "cifar10", "cifar100", "folder")
 """Names of `mambavision.data.DATA_SETS`, repeated so that a configuration is checked without importing torch."""
+
+SAMPLERS_WITH_RUNGS = ("random",)
+"""Samplers that a study with rungs may use: they need no more of a stopped layout than that it was seen. Optuna's own
+ones learn nothing from trials told PRUNED in a study of two objectives."""
 
 MAX_HYBRID_DEPTH = 20
 """Longest stage whose order is searched: its 2^depth patterns are enumerated where they are counted exactly."""
@@ -189,6 +193,10 @@ def _stem_stride(value: object) -> int:
     if type(value) is not int or value not in (4, 2, 1):
         raise _wrong(value, "one of 4, 2, 1")
     return value
+
+
+def _listed(values: Iterable[int]) -> str:
+    return " / ".join(str(value) for value in values)
 
 
 def _as_written(values: tuple[Any, ...]) -> Any:
@@ -507,6 +515,24 @@ class ProxyConfig(_Section):
         return self
 
 
+class FidelityConfig(_Section):
+    """Nested rungs: a layout is trained to the end of one rung, and only the promising go on to the next."""
+
+    eta: Annotated[int, BeforeValidator(_whole(2, 100))] = 3
+    """How much longer each rung is than the one before it; of eta layouts on a rung, one goes on. 2 to 100."""
+    rungs: Annotated[int, BeforeValidator(_whole(2, 10))] = 3
+    """How many rungs, 2 to 10. The last one ends at proxy.epochs, the one before it at proxy.epochs / eta, and so on,
+    rounded."""
+
+
+def _fidelity(value: object) -> object:
+    if value is None or value == "none":
+        return None
+    if not isinstance(value, (Mapping, FidelityConfig)):
+        raise _wrong(value, "none (every layout is trained in full), or a mapping such as {eta: 3, rungs: 3}")
+    return value
+
+
 class ObjectivesConfig(_Section):
     """What is optimised: this quality, and throughput."""
 
@@ -557,6 +583,8 @@ class StudyConfig(_Section):
     """What a layout may cost."""
     proxy: ProxyConfig = ProxyConfig()
     """The short training."""
+    fidelity: Annotated[FidelityConfig | None, BeforeValidator(_fidelity)] = None
+    """none (every layout is trained in full), or rungs: {eta: 3, rungs: 3}."""
     objectives: ObjectivesConfig = ObjectivesConfig()
     """What is optimised."""
     search: SearchConfig = SearchConfig()
@@ -574,7 +602,41 @@ class StudyConfig(_Section):
                 size = getattr(self, section).image_size
                 if size is not None and size < self.layout.patch:
                     raise _wrong(size, f"at least layout.patch, {self.layout.patch}", f"{section}.image_size")
+        if self.fidelity is not None:
+            self._check_rungs(self.fidelity)
         return self
+
+    def _check_rungs(self, fidelity: FidelityConfig) -> None:
+        rungs = self.rung_epochs
+        if len(set(rungs)) < len(rungs):
+            allowed = (
+                f"fewer rungs, or more than proxy.epochs = {self.proxy.epochs}: with fidelity.eta = {fidelity.eta} they "
+                f"would end after {_listed(rungs)} epochs, and each must be longer than the one before it"
+            )
+            raise _wrong(fidelity.rungs, allowed, "fidelity.rungs")
+        if self.proxy.warmup_epochs > rungs[0]:
+            allowed = f"at most {rungs[0]}, the epochs of the first rung of {_listed(rungs)}, so that rungs compare"
+            raise _wrong(self.proxy.warmup_epochs, allowed, "proxy.warmup_epochs")
+        if self.search.sampler not in SAMPLERS_WITH_RUNGS:
+            allowed = (
+                f"with rungs (fidelity) one of {', '.join(SAMPLERS_WITH_RUNGS)}: Optuna teaches this sampler nothing "
+                "from layouts that were stopped early, so it would search worse than random; or fidelity: none"
+            )
+            raise _wrong(self.search.sampler, allowed, "search.sampler")
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A study started before there were rungs has no such key, and goes on.
+        return {key: value for key, value in handler(self).items() if key != "fidelity" or value is not None}
+
+    @property
+    def rung_epochs(self) -> tuple[int, ...]:
+        """Epochs after which each rung ends, rising; the last is `proxy.epochs`. One rung without `fidelity`."""
+        epochs, fidelity = self.proxy.epochs, self.fidelity
+        if fidelity is None:
+            return (epochs,)
+        earlier = (max(1, round(epochs / fidelity.eta**k)) for k in range(fidelity.rungs - 1, 0, -1))
+        return (*earlier, epochs)
 
     @property
     def deployed_image_size(self) -> int:
@@ -772,7 +834,7 @@ def config_keys() -> list[str]:
             sections = [item for item in inner if isinstance(item, type) and issubclass(item, BaseModel)]
             keys.append(f"{prefix}{name}")
             if sections:
-                keys += walk(sections[0], f"{prefix}{name}." + ("N." if field.annotation is not sections[0] else ""))
+                keys += walk(sections[0], f"{prefix}{name}." + ("N." if get_origin(field.annotation) is tuple else ""))
         return keys
 
     return walk(StudyConfig, "")

@@ -18,6 +18,7 @@ FAIL = "fail"
 
 COMPLETE = "COMPLETE"
 FAILED = "FAIL"
+WAITING = "WAITING"
 PARTIAL = "PARTIAL"
 
 
@@ -87,13 +88,37 @@ class Evaluation:
         return cls(**{name: value for name, value in data.items() if name in known})
 
 
+@dataclass(frozen=True)
+class RungRecord:
+    """What a layout reached at one rung, with every seed.
+
+    Attributes:
+        epoch: epochs trained at its end.
+        nlls: validation NLL of each seed, nats.
+        top1s: validation top-1 of each seed, 0 to 1.
+    """
+
+    epoch: int
+    nlls: tuple[float, ...]
+    top1s: tuple[float, ...]
+
+    def qualities(self, measure: str) -> tuple[float, ...]:
+        """The quality of each seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
+        return self.top1s if measure == "top1" else tuple(-nll for nll in self.nlls)
+
+    def quality(self, measure: str) -> float:
+        """Their mean."""
+        return statistics.fmean(self.qualities(measure))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One layout with everything measured of it. A trial is a key; seeds are replicates inside it.
 
     Attributes:
         number: number of the Optuna trial that first asked for the layout.
-        state: ``"COMPLETE"`` (timed, and trained in full with every seed), ``"FAIL"``, or ``"PARTIAL"`` (on its way).
+        state: ``"COMPLETE"`` (timed, and trained in full with every seed), ``"FAIL"``, ``"WAITING"`` (trained with every
+            seed to the end of a rung that is not the last: it may go on), or ``"PARTIAL"`` (on its way).
         nll: mean validation NLL over seeds, nats; None until trained in full.
         nll_se: standard error of that mean; None with one seed.
         top1: mean validation top-1 over seeds, 0 to 1.
@@ -104,6 +129,7 @@ class TrialRecord:
         epochs: epochs of the longest finished training.
         images_seen: training images seen, all seeds.
         train_seconds: training seconds, all seeds.
+        rungs: what it reached at each rung that was trained with every seed, rising.
         evaluations: the ledger lines it was made of.
     """
 
@@ -133,6 +159,7 @@ class TrialRecord:
     started: float | None = None
     ended: float | None = None
     reason: str | None = None
+    rungs: tuple[RungRecord, ...] = field(default=(), repr=False)
     evaluations: tuple[Evaluation, ...] = field(default=(), repr=False)
 
     @property
@@ -180,7 +207,16 @@ def _record(lines: list[Evaluation], epochs: int, seeds: int) -> TrialRecord:
     trained = len(full) >= seeds
     # The layout's cost is the same on every line; a failure before any measurement carries it too.
     cost = next((line.cost for line in lines if line.cost), {})
-    state = FAILED if failure else COMPLETE if trained and timing else PARTIAL
+    rungs = _rungs(trainings, seeds)
+    longest = max((line.to_epoch for line in trainings), default=0)
+    if failure:
+        state = FAILED
+    elif trained and timing:
+        state = COMPLETE
+    elif timing and rungs and rungs[-1].epoch == longest < epochs:
+        state = WAITING
+    else:
+        state = PARTIAL
     nll = [line.values["nll"] for line in full]
     top1 = [line.values["top1"] for line in full]
     return TrialRecord(
@@ -204,13 +240,29 @@ def _record(lines: list[Evaluation], epochs: int, seeds: int) -> TrialRecord:
         ratio_iqr=timing.values.get("iqr") if timing else None,
         windows=tuple(timing.values.get("windows", ())) if timing else (),
         reference_windows=tuple(timing.values.get("reference_windows", ())) if timing else (),
-        epochs=max((line.to_epoch for line in trainings), default=0),
+        epochs=longest,
         images_seen=sum(line.values["images_seen"] for line in trainings),
         train_seconds=sum(line.values["train_seconds"] for line in trainings),
         started=min((line.started for line in lines if line.started), default=None),
         ended=max((line.ended for line in lines if line.ended), default=None),
         reason=failure.reason if failure else None,
+        rungs=rungs,
         evaluations=tuple(lines),
+    )
+
+
+def _rungs(trainings: list[Evaluation], seeds: int) -> tuple[RungRecord, ...]:
+    by_epoch: dict[int, dict[int | None, Evaluation]] = {}
+    for line in trainings:
+        by_epoch.setdefault(line.to_epoch, {}).setdefault(line.seed, line)
+    return tuple(
+        RungRecord(
+            epoch,
+            tuple(line.values["nll"] for line in lines.values()),
+            tuple(line.values["top1"] for line in lines.values()),
+        )
+        for epoch, lines in sorted(by_epoch.items())
+        if len(lines) >= seeds
     )
 
 

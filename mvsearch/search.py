@@ -2,12 +2,18 @@
 
 The ledger is the truth; the Optuna study is the sampler's memory. Whatever the ledger holds is never measured again,
 and a trial that a crash left unfinished is told FAIL and its layout asked for again.
+
+With rungs a trial is one layout on one rung: at its end it is told PRUNED and its checkpoint waits on the disk; when
+`halving` lets the layout go on, that is a new trial of the same parameters. The hand-made layouts climb all rungs in one
+trial. Only a trial that has trained to the last rung is told COMPLETE.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
+import shutil
 import signal
 import threading
 import time
@@ -30,9 +36,21 @@ from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started
 from mvsearch.front import Point, front_records, hypervolume, pareto_front, reference_point
+from mvsearch.halving import Halving, Run
 from mvsearch.ledger import Ledger, write_atomic
 from mvsearch.pool import Pool
-from mvsearch.record import COMPLETE, FAIL, FAILED, PARTIAL, TIME, TRAIN, Evaluation, TrialRecord, trial_records
+from mvsearch.record import (
+    COMPLETE,
+    FAIL,
+    FAILED,
+    PARTIAL,
+    TIME,
+    TRAIN,
+    WAITING,
+    Evaluation,
+    TrialRecord,
+    trial_records,
+)
 from mvsearch.space import SearchSpace
 from mvsearch.status import StatusWriter
 from mvsearch.study import StudyFolder
@@ -60,12 +78,13 @@ class Interrupted(BaseException):
 
 @dataclass
 class Active:
-    """A trial under way: its layout and the jobs it still waits for."""
+    """A trial under way: its layout, the rung it is trained on (from 0) and the jobs it still waits for."""
 
     trial: optuna.Trial
     layout: HybridLayout
     baseline: str | None
     cost: dict[str, int]
+    rung: int
     jobs: dict[int, Job] = field(default_factory=dict)
 
 
@@ -77,6 +96,7 @@ class Outcome:
         complete: layouts trained in full, all launches of the study.
         failed: layouts that failed.
         exhausted: True if the space has no further layout within the budgets.
+        waiting: layouts that were stopped at a rung.
         utilisation: busy share of the workers' time in this launch, 0 to 1; None if nothing ran.
         seconds: from the first job to the last result of this launch.
     """
@@ -86,6 +106,7 @@ class Outcome:
     exhausted: bool
     utilisation: float | None
     seconds: float
+    waiting: int = 0
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -147,6 +168,8 @@ class Search:
         self.view = view or View()
         self.timings = timings or {}
         self.measure = config.objectives.quality
+        self.rungs = config.rung_epochs
+        self.halving = Halving(len(self.rungs), config.fidelity.eta if config.fidelity else 2)
         self.seeds = [config.search.seed * 1000 + number for number in range(config.proxy.seeds)]
         self.ledger = Ledger(folder.ledger)
         self.study = open_optuna_study(folder)
@@ -160,7 +183,7 @@ class Search:
         self._ready: deque[Job] = deque()
         self._job_ids = itertools.count()
         self._owner: dict[int, Active] = {}
-        self._losses: Counter[tuple[str, str, int | None]] = Counter()
+        self._losses: Counter[tuple[str, str, int | None, int]] = Counter()
         self._busy_since: dict[str, float] = {}
         self._doing: dict[str, str] = {}
         self._worker_of: dict[int, str] = {}
@@ -172,6 +195,7 @@ class Search:
         self._summary: tuple[list[TrialRecord], float | None] | None = None
         for key in {evaluation.key for evaluation in self.ledger.evaluations}:
             self._refresh(key)
+        self._sweep_checkpoints()
         self._todo = self._recover()
         # Everything the sampler's draws depend on is counted from the study, so that a resumed search draws the same.
         trials = self.study.get_trials(deepcopy=False)
@@ -179,8 +203,10 @@ class Search:
         self._refusals = _trailing_refusals(trials)
         told = [trial for trial in trials if trial.state in _TOLD and not _is_interrupted(trial)]
         self._told = len(told)
+        # What a layout that waits was asked for with: its trial and its parameters.
+        self._left = {str(trial.user_attrs["key"]): (trial.number, trial.params) for trial in trials if _left_rung(trial)}
         # A layout that the ledger holds but whose trial was never told is asked for again, and told from the ledger.
-        self._seen = {str(trial.user_attrs.get("key")) for trial in told}
+        self._seen = {str(trial.user_attrs.get("key")) for trial in told} | set(self._left)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -192,12 +218,12 @@ class Search:
             SearchFailed: if every trial failed.
             OSError: if the ledger or the weights cannot be written.
         """
-        began = time.monotonic()
+        began = self.pool.now()
         hours = self.config.search.hours
         try:
             with _stop_signals(at_once=self.pool.in_process) as stop:
                 while True:
-                    over = hours is not None and time.monotonic() - began > hours * 3600
+                    over = hours is not None and self.pool.now() - began > hours * 3600
                     self._fill(asking=not over)
                     if not self._active:
                         break
@@ -214,16 +240,20 @@ class Search:
         finally:
             self._doing.clear()
             self._status.write(self.state(), ended=True)
-        complete, failed = self._counts()
-        if failed and not complete:
+        complete, failed, waiting = self._counts()
+        if not over:
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        if failed and not complete and not waiting:
             reason = next(record.reason for record in self.records() if record.state == FAILED)
             raise SearchFailed(
                 f"all {failed} trials failed; the first: {reason}. Failures stay in the study: once the cause is "
                 "mended, start anew with --set name=…"
             )
-        span = (self._last_result - self._first_job) if self._first_job and self._last_result else 0.0
+        span = 0.0
+        if self._first_job is not None and self._last_result is not None:
+            span = self._last_result - self._first_job
         utilisation = self._busy_seconds / (span * self.pool.workers) if span > 0 else None
-        return Outcome(complete, failed, self.exhausted, utilisation, span)
+        return Outcome(complete, failed, self.exhausted, utilisation, span, waiting)
 
     def records(self) -> list[TrialRecord]:
         """All layouts measured so far, in the order of their trials."""
@@ -231,9 +261,9 @@ class Search:
 
     def state(self) -> LaunchState:
         """For a view."""
-        complete, failed = self._counts()
-        now = time.monotonic()
-        elapsed = now - self._first_job if self._first_job else 0.0
+        complete, failed, waiting = self._counts()
+        now = self.pool.now()
+        elapsed = now - self._first_job if self._first_job is not None else 0.0
         busy = self._busy_seconds + sum(now - since for since in self._busy_since.values())
         wanted = self.config.search.trials
         left = max(0, wanted - complete - failed)
@@ -247,11 +277,17 @@ class Search:
             utilisation=busy / (elapsed * self.pool.workers) if elapsed else 0.0,
             elapsed=elapsed,
             remaining=elapsed / self._finished_here * left if self._finished_here else None,
+            waiting=waiting,
         )
 
-    def _counts(self) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int, int]:
+        """Layouts complete, failed and waiting between rungs (not those being trained on the next)."""
         states = Counter(record.state for record in self._records.values())
-        return states[COMPLETE], states[FAILED]
+        waiting = states[WAITING] - sum(self._is_waiting(active.layout.key) for active in self._active.values())
+        return states[COMPLETE], states[FAILED], waiting
+
+    def _is_waiting(self, key: str) -> bool:
+        return key in self._records and self._records[key].state == WAITING
 
     def _front_and_hypervolume(self) -> tuple[list[TrialRecord], float | None]:
         """Both anew only when a record has changed: a view asks for them several times a second."""
@@ -284,13 +320,23 @@ class Search:
                 self.pool.submit(self._ready.popleft())
 
     def _begin_trial(self) -> bool:
-        """Ask for one more layout if one is wanted; True if there was one."""
-        if self.exhausted or self._told + len(self._active) >= self.config.search.trials:
+        """Begin one more trial if one is wanted: one that was cut short, else a layout that waits, else a new one.
+
+        Returns:
+            True if there was one.
+        """
+        if self._told + self._on_the_last_rung() >= self.config.search.trials:
             return False
+        if not self._todo and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            promotion = self._promotion()
+            if promotion is not None:
+                self._todo.append(promotion)
+            elif self.exhausted:
+                return False
         asked = self._ask()
         if asked is None:
             self.exhausted = True
-            return False
+            return self._begin_trial()  # what waits may go on now
         trial, layout = asked
         cost = self.space.cost(layout)
         active = Active(
@@ -298,11 +344,50 @@ class Search:
             layout=layout,
             baseline=trial.user_attrs.get("baseline"),
             cost={name: getattr(cost, name) for name in ("params", "macs", "macs_attention", "macs_scan", "memory")},
+            rung=trial.user_attrs.get("rung", 0),
         )
         self._seen.add(layout.key)
         self._active[trial.number] = active
         self._advance(active)
         return True
+
+    def _on_the_last_rung(self) -> int:
+        """Trials under way that end as COMPLETE; the hand-made ones do from the start."""
+        last = len(self.rungs) - 1
+        return sum(active.rung == last or active.baseline is not None for active in self._active.values())
+
+    def _promotion(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The trial with which a layout that waits goes on, if one may."""
+        if len(self.rungs) == 1:
+            return None
+        runs = self._runs()
+        baselines = [record for record in self._records.values() if record.baseline]
+        reference = reference_point(baselines, self.space.num_classes, self.measure)
+        chosen = self.halving.choose(runs, reference, relaxed=self.exhausted)
+        if chosen is None:
+            return None
+        record = self._records[chosen.key]
+        if chosen.key in self._left:
+            number, params = self._left[chosen.key]
+        else:  # the ledger outlived the journal
+            number, params = record.number, self.space.encode(HybridLayout.from_dict(record.layout))
+        return dict(params), {"key": chosen.key, "continues": number, "rung": len(chosen.qualities)}
+
+    def _runs(self) -> list[Run]:
+        """All layouts that were timed and trained on a rung."""
+        under_way = {active.layout.key for active in self._active.values()}
+        return [
+            Run(
+                key=record.key,
+                throughput=record.log2_ratio,
+                qualities=tuple(rung.qualities(self.measure) for rung in record.rungs),
+                baseline=record.baseline is not None,
+                under_way=record.key in under_way,
+                failed=record.state == FAILED,
+            )
+            for record in self._records.values()
+            if record.log2_ratio is not None and record.rungs
+        ]
 
     def _ask(self) -> tuple[optuna.Trial, HybridLayout] | None:
         """The next layout within the budgets that was not seen before; None when there is none left."""
@@ -323,6 +408,9 @@ class Search:
             self._asked += 1
             layout = self.space.suggest(trial)
             trial.set_user_attr("key", layout.key)
+            if "continues" in trial.user_attrs:
+                self._refusals = 0
+                return trial, layout
             excess = self.space.excess(layout)
             if layout.key in self._seen:
                 trial.set_user_attr("duplicate_of", layout.key)
@@ -352,13 +440,61 @@ class Search:
             job = self._job(active, what=TIME)
             taken = {"values": recorded.values, "conditions": recorded.conditions, "device": recorded.device}
             self._append(job.evaluation(**taken, ended=time.time()))
-        epochs = self.config.proxy.epochs
-        trained = {line.seed for line in lines if line.what == TRAIN and line.to_epoch >= epochs}
-        missing = [seed for seed in self.seeds if seed not in trained]
+        last = len(self.rungs) - 1
+        while True:
+            to_epoch = self.rungs[active.rung]
+            missing = [seed for seed in self.seeds if max(self._trained_to(active.layout.key, seed)) < to_epoch]
+            if missing or active.baseline is None or active.rung == last:
+                break
+            active.rung += 1
         for seed in missing:
-            self._hand_in(active, what=TRAIN, seed=seed, to_epoch=epochs)
-        if not missing:
+            self._train(active, seed, to_epoch)
+        if not missing and active.rung == last:
             self._complete(active)
+        elif not missing:
+            self._leave(active)
+
+    def _trained_to(self, key: str, seed: int) -> set[int]:
+        """Epochs after which the ledger holds a training of a layout; 0 always."""
+        return {0} | {line.to_epoch for line in self.ledger.of(key) if line.what == TRAIN and line.seed == seed}
+
+    def _train(self, active: Active, seed: int, to_epoch: int) -> None:
+        """Hand in a training from the last checkpoint there is to the end of a rung."""
+        key = active.layout.key
+        trained = sorted(self._trained_to(key, seed), reverse=True)
+        from_epoch, checkpoint = 0, None
+        for epoch in trained[:-1]:
+            try:
+                from_epoch, checkpoint = epoch, self._checkpoint(key, seed, epoch).read_bytes()
+                break
+            except FileNotFoundError:
+                continue
+        if checkpoint is None:
+            from_epoch = 0
+        if from_epoch < trained[0]:
+            self.view.notice(
+                f"Trial {active.trial.number}: the checkpoint after epoch {trained[0]} of {key} is missing; it is trained "
+                f"again from {f'epoch {from_epoch}' if from_epoch else 'the start'}."
+            )
+        self._hand_in(
+            active,
+            what=TRAIN,
+            seed=seed,
+            from_epoch=from_epoch,
+            to_epoch=to_epoch,
+            checkpoint=checkpoint,
+            keep_checkpoint=to_epoch < self.rungs[-1],
+        )
+
+    def _leave(self, active: Active) -> None:
+        """A trial has reached the end of its rung: its layout waits there."""
+        trial, key = active.trial, active.layout.key
+        for name, value in (("rung", active.rung), ("epoch", self.rungs[active.rung])):
+            trial.set_user_attr(name, value)
+        self.study.tell(trial, state=TrialState.PRUNED)
+        self._left[key] = (trial.number, trial.params)
+        del self._active[trial.number]
+        self.view.trial_ended(self._records[key], self.state())
 
     def _job(self, active: Active, **what: Any) -> Job:
         return Job(
@@ -371,7 +507,9 @@ class Search:
         )
 
     def _hand_in(self, active: Active, **what: Any) -> None:
-        job = self._job(active, **what)
+        self._queue(active, self._job(active, **what))
+
+    def _queue(self, active: Active, job: Job) -> None:
         active.jobs[job.id] = job
         self._owner[job.id] = active
         self._ready.append(job)
@@ -388,6 +526,7 @@ class Search:
         del self._active[active.trial.number]
         self._finished_here += 1
         self._keep_weights()
+        self._drop_checkpoints(active.layout.key)
         self.view.trial_ended(record, self.state())
 
     def _fail(self, active: Active, evaluation: Evaluation) -> None:
@@ -403,6 +542,7 @@ class Search:
         del self._active[active.trial.number]
         self._finished_here += 1
         self._weights(active.layout.key).unlink(missing_ok=True)
+        self._drop_checkpoints(active.layout.key)
         self.view.trial_ended(self._records[active.layout.key], self.state())
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -413,8 +553,8 @@ class Search:
             return
         job = active.jobs[event.job]
         if isinstance(event, Started):
-            now = time.monotonic()
-            self._first_job = self._first_job or now
+            now = self.pool.now()
+            self._first_job = now if self._first_job is None else self._first_job
             self._busy_since[event.worker] = now
             self._worker_of[event.job] = event.worker
             self._doing[event.worker] = f"trial {job.trial}: {'timing' if job.what == TIME else 'training'}"
@@ -427,25 +567,31 @@ class Search:
         elif isinstance(event, Lost):
             self._idle(event.job)
             del active.jobs[event.job], self._owner[event.job]
-            tries = (active.layout.key, job.what, job.seed)
+            tries = (active.layout.key, job.what, job.seed, job.to_epoch)
             self._losses[tries] += 1
             if self._losses[tries] < TRIES_FOR_A_LOST_PROCESS:
                 self.view.notice(f"Trial {job.trial}: {event.reason}; trying once more.")
-                self._hand_in(active, what=job.what, seed=job.seed, to_epoch=job.to_epoch)
+                self._queue(active, dataclasses.replace(job, id=next(self._job_ids)))
             else:
                 reason = f"{job.what}: {event.reason}, {TRIES_FOR_A_LOST_PROCESS} times"
                 self._fail(active, job.evaluation(what=FAIL, reason=reason, ended=time.time()))
         elif isinstance(event, Done):
             self._idle(event.job)
-            self._last_result = time.monotonic()
+            self._last_result = self.pool.now()
             del active.jobs[event.job], self._owner[event.job]
             if event.evaluation.what == FAIL:
                 self._fail(active, event.evaluation)
                 return
-            if event.weights is not None and event.evaluation.seed == self.seeds[0]:
-                # Before the ledger line: what the ledger holds is never done again, so the weights must be there.
+            # Before the ledger line: what the ledger holds is never done again, so these must be there.
+            last = event.evaluation.to_epoch >= self.rungs[-1]
+            if event.weights is not None and event.evaluation.seed == self.seeds[0] and last:
                 write_atomic(self._weights(active.layout.key), event.weights)
+            if event.checkpoint is not None and job.seed is not None:
+                self.folder.checkpoints.mkdir(exist_ok=True)
+                write_atomic(self._checkpoint(job.layout.key, job.seed, job.to_epoch), event.checkpoint)
             self._append(event.evaluation)
+            if job.what == TRAIN:
+                self._drop_checkpoints(job.layout.key, seed=job.seed, before=job.to_epoch)
             if not active.jobs:
                 self._advance(active)
 
@@ -453,7 +599,7 @@ class Search:
         worker = self._worker_of.pop(job_id, None)
         if worker is not None:
             self._doing.pop(worker, None)
-            self._busy_seconds += time.monotonic() - self._busy_since.pop(worker)
+            self._busy_seconds += self.pool.now() - self._busy_since.pop(worker)
 
     # -- what is kept -----------------------------------------------------------------------------------------------
 
@@ -465,6 +611,23 @@ class Search:
         lines = self.ledger.of(key)
         self._summary = None
         self._records[key] = trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0]
+
+    def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:
+        return self.folder.checkpoints / f"{key}.seed{seed}.epoch{epoch}.pt"
+
+    def _drop_checkpoints(self, key: str, *, seed: int | None = None, before: int | None = None) -> None:
+        """Delete the checkpoints of a layout: of all seeds, or of one; all, or those of earlier epochs."""
+        for epoch in self.rungs[:-1]:
+            if before is None or epoch < before:
+                for one in self.seeds if seed is None else [seed]:
+                    self._checkpoint(key, one, epoch).unlink(missing_ok=True)
+
+    def _sweep_checkpoints(self) -> None:
+        """Delete what a crash kept from being deleted."""
+        if self.folder.checkpoints.is_dir():
+            for key, record in self._records.items():
+                if record.state in (COMPLETE, FAILED):
+                    self._drop_checkpoints(key)
 
     def _weights(self, key: str) -> Path:
         return self.folder.weights / f"{key}.safetensors"
@@ -485,22 +648,22 @@ class Search:
         """What has to be asked for again, and the baselines not asked for yet, in their order."""
         self._release_running()
         trials = self.study.get_trials(deepcopy=False)
-        alive = {
-            trial.user_attrs.get("key") for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)
-        }
-        todo: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        alive = {_step(trial) for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)}
+        todo: dict[tuple[str | None, int], tuple[dict[str, Any], dict[str, Any]]] = {}
         for trial in trials:
-            key = trial.user_attrs.get("key")
-            if _is_interrupted(trial) and key is not None and key not in alive:
+            step = _step(trial)
+            if _is_interrupted(trial) and step[0] is not None and step not in alive:
                 kept: dict[str, Any] = {
-                    name: trial.user_attrs[name] for name in ("key", "baseline") if name in trial.user_attrs
+                    name: trial.user_attrs[name]
+                    for name in ("key", "baseline", "continues", "rung")
+                    if name in trial.user_attrs
                 }
                 # A trial that was enqueued and killed before all was suggested holds its parameters only there.
                 params = trial.system_attrs.get("fixed_params", trial.params)
-                todo.setdefault(key, (dict(params), kept))
+                todo.setdefault(step, (dict(params), kept))
         for name, layout in self._baselines.items():
-            if layout.key not in alive and layout.key not in todo:
-                todo[layout.key] = (self.space.encode(layout), {"key": layout.key, "baseline": name})
+            if (layout.key, 0) not in alive and (layout.key, 0) not in todo:
+                todo[layout.key, 0] = (self.space.encode(layout), {"key": layout.key, "baseline": name})
         return deque(todo.values())
 
     def _release_running(self) -> None:
@@ -511,6 +674,16 @@ class Search:
 
 
 _TOLD = (TrialState.COMPLETE, TrialState.FAIL)
+
+
+def _step(trial: FrozenTrial) -> tuple[str | None, int]:
+    """The layout of a trial and the rung it is trained on: what a trial that was cut short has to do again."""
+    return trial.user_attrs.get("key"), trial.user_attrs.get("rung", 0)
+
+
+def _left_rung(trial: FrozenTrial) -> bool:
+    """Whether a trial trained its layout to the end of a rung, where it waits; other PRUNED ones were never trained."""
+    return trial.state == TrialState.PRUNED and "epoch" in trial.user_attrs
 
 
 def _is_interrupted(trial: FrozenTrial) -> bool:
@@ -527,7 +700,7 @@ def _trailing_refusals(trials: list[FrozenTrial]) -> int:
     for trial in reversed(trials):
         if _is_interrupted(trial) or trial.state == TrialState.WAITING:
             continue
-        if trial.state != TrialState.PRUNED:
+        if trial.state != TrialState.PRUNED or _left_rung(trial):
             break
         count += 1
     return count

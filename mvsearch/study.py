@@ -64,6 +64,11 @@ class StudyFolder:
         return self.path / "weights"
 
     @property
+    def checkpoints(self) -> Path:
+        """Trainings of layouts that wait between rungs."""
+        return self.path / "checkpoints"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.path / "report.html"

@@ -21,6 +21,7 @@ class LaunchState:
         utilisation: busy share of the workers' time since the first job, 0 to 1.
         elapsed: seconds since the first job of this launch.
         remaining: estimated seconds left; None before the first trial has ended.
+        waiting: layouts that wait between rungs.
     """
 
     finished: int
@@ -32,6 +33,7 @@ class LaunchState:
     utilisation: float
     elapsed: float
     remaining: float | None
+    waiting: int = 0
 
 
 class View:
@@ -41,7 +43,7 @@ class View:
         """Something worth a line."""
 
     def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
-        """A trial is complete or has failed."""
+        """A trial is complete, has failed, or has left its layout waiting at the end of a rung."""
 
     def update(self, state: LaunchState) -> None:
         """Something moved."""

@@ -1,4 +1,4 @@
-"""Where work runs: in this process (`InlinePool`) or on Ray (`RayPool`). Both behave alike."""
+"""Where work runs: in this process (`InlinePool`), on Ray (`RayPool`), or nowhere (`ReplayPool`). All behave alike."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ class Pool(Protocol):
 
     def events(self, timeout: float) -> Iterator[Event]:
         """What has happened since the last call; waits at most `timeout` seconds for something to happen."""
+        ...
+
+    def now(self) -> float:
+        """The pool's clock in seconds, from any beginning: real time, or that of a replay."""
         ...
 
     def cancel(self, job_id: int) -> None:

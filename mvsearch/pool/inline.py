@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -68,6 +69,10 @@ class InlinePool:
                 self._current = None
                 return
             yield event
+
+    def now(self) -> float:
+        """Real time."""
+        return time.monotonic()
 
     def cancel(self, job_id: int) -> None:
         """Forget a job, also between two of its events."""

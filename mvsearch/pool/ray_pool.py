@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -156,6 +157,10 @@ class RayPool:
             self._assign()
             while self._news:
                 yield self._news.popleft()
+
+    def now(self) -> float:
+        """Real time."""
+        return time.monotonic()
 
     def cancel(self, job_id: int) -> None:
         """Forget a job; if it runs, its actor is killed and replaced."""
