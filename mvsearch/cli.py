@@ -104,6 +104,9 @@ def launch(
     timings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take throughputs from an evaluations.jsonl or trials.csv.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run the loop with made-up values in seconds; train and write nothing.")
+    ] = False,
     studies: Studies = Path("studies"),
 ) -> None:
     """Search a space; the same command goes on with a study that was stopped."""
@@ -116,7 +119,20 @@ def launch(
     config = load_config(space, overrides or [])
     with out.status("loading PyTorch and the data …"):
         from mvsearch.launch import Where
+        from mvsearch.launch import dry_run as pretend
         from mvsearch.launch import launch as run
+    if dry_run:
+        done = pretend(
+            config,
+            where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+            timings=timings,
+            view=terminal.NoticesOnly(out),
+            on_space=lambda searched, pool, new, done: terminal.print_start(
+                out, searched, pool.description, new=new, done=done
+            ),
+        )
+        terminal.print_dry_run(out, config.name, done)
+        return
     view = terminal.LaunchView(out)
     with view.running():
         folder, study, outcome = run(

@@ -610,8 +610,8 @@ class StudyConfig(_Section):
         rungs = self.rung_epochs
         if len(set(rungs)) < len(rungs):
             allowed = (
-                f"fewer rungs, or more than proxy.epochs = {self.proxy.epochs}: with fidelity.eta = {fidelity.eta} they "
-                f"would end after {_listed(rungs)} epochs, and each must be longer than the one before it"
+                f"fewer rungs, or more than proxy.epochs = {self.proxy.epochs}: with fidelity.eta = {fidelity.eta} "
+                f"they would end after {_listed(rungs)} epochs, and each must be longer than the one before it"
             )
             raise _wrong(fidelity.rungs, allowed, "fidelity.rungs")
         if self.proxy.warmup_epochs > rungs[0]:
@@ -619,8 +619,8 @@ class StudyConfig(_Section):
             raise _wrong(self.proxy.warmup_epochs, allowed, "proxy.warmup_epochs")
         if self.search.sampler not in SAMPLERS_WITH_RUNGS:
             allowed = (
-                f"with rungs (fidelity) one of {', '.join(SAMPLERS_WITH_RUNGS)}: Optuna teaches this sampler nothing "
-                "from layouts that were stopped early, so it would search worse than random; or fidelity: none"
+                f"{' or '.join(SAMPLERS_WITH_RUNGS)} where fidelity is not none: Optuna teaches this sampler nothing "
+                "from layouts that were stopped early, so it would search worse than random"
             )
             raise _wrong(self.search.sampler, allowed, "search.sampler")
 

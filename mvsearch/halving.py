@@ -1,10 +1,10 @@
 """Which layout goes on to the next rung: asynchronous halving for two objectives, one of them known.
 
-Successive halving trains many layouts a little and the promising ones longer; the asynchronous form (ASHA, Li et al.,
-arXiv 1810.05934) never waits for a rung to fill: whenever a device is free, a layout may go on if fewer than 1/eta of
-those that arrived at its rung have. ASHA ranks by one loss. Here throughput is an objective too and does not change from
-rung to rung, so ranking by dominance would keep every fast, bad layout; the score is instead the hypervolume that a
-layout is expected to add at the next rung (the expected hypervolume improvement of Emmerich et al., 2006, which has a
+Successive halving (Hyperband) trains many layouts a little and the promising ones longer; its asynchronous form (ASHA,
+Li et al., arXiv 1810.05934) never waits for a rung to fill: whenever a device is free, a layout may go on if fewer than
+1/eta of those that arrived at its rung have. ASHA ranks by one loss. Here throughput is an objective too and does not
+change from rung to rung, so ranking by dominance would keep every fast, bad layout; the score is instead the
+hypervolume that a layout is expected to add at the next rung (expected hypervolume improvement, EHVI, which has a
 simple closed form in two dimensions when one of them is known).
 
 Pure functions of plain numbers: the standard library alone, neither Optuna nor torch.

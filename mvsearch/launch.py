@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from mvsearch.evaluate.worker import MakeWorker
 from mvsearch.ledger import driver_lock, repair_tail
 from mvsearch.pool import Pool, PoolError
 from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.replay import MakeReplayWorker, ReplayPool, Synthetic
+from mvsearch.record import TRAIN
 from mvsearch.report.data import StudyData
 from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
@@ -166,6 +169,93 @@ def launch(
             pool.close()
         study = write_results(folder)
     return folder, study, outcome
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """How a search went that trained nothing; all its values are made up.
+
+    Attributes:
+        outcome: of the search, its seconds pretended.
+        layouts: layouts that were asked for, the hand-made ones among them.
+        rungs: epochs at the end of each rung, and how many layouts were trained to it.
+        epochs: epochs trained in all, every seed.
+        device_hours: pretended hours of work, all devices together.
+        devices: how many were pretended.
+    """
+
+    outcome: Outcome
+    layouts: int
+    rungs: dict[int, int]
+    epochs: int
+    device_hours: float
+    devices: int
+
+
+def dry_run(
+    config: StudyConfig,
+    *,
+    where: Where,
+    timings: Path | None,
+    view: View,
+    on_space: Callable[[SearchSpace, Pool, bool, int], None],
+) -> DryRun:
+    """Run the loop of a study with made-up values, in a temporary folder and in virtual time.
+
+    Nothing is trained or timed, and no study is read or written.
+
+    Args:
+        config: the resolved configuration.
+        where: ``workers`` is the number of pretended devices; None: as many as a launch would use here.
+        timings: must be None: throughputs are made up too.
+        view: what a person sees while it runs.
+        on_space: as for `launch`.
+
+    Raises:
+        ConfigError, SpaceError, PoolError: bad input.
+        Interrupted, OSError: see `Search.run`.
+    """
+    import torch
+
+    for name, value in (
+        ("address", where.address),
+        ("gpus-per-trial", where.gpus_per_trial),
+        ("timings", timings),
+    ):
+        if value is not None:
+            raise PoolError(f"{name}: {value} is not allowed with --dry-run, which pretends; only --workers is")
+    if where.workers is not None and where.workers < 1:
+        raise PoolError(f"workers: {where.workers} is not allowed; 1 or more")
+    devices = where.workers or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    classes, channels, notice = data_shape(config)
+    if notice:
+        view.notice(notice)
+    space = SearchSpace(config, num_classes=classes, in_chans=channels)
+    space.check()
+    cost = space.cost(space.reference())
+    synthetic = Synthetic(
+        classes=classes,
+        reference_cost={"params": cost.params, "macs": cost.macs},
+        epochs=config.proxy.epochs,
+        train_images=config.proxy.train_images or Synthetic.train_images,
+    )
+    pool = ReplayPool(MakeReplayWorker(synthetic=synthetic), devices=devices)
+    with tempfile.TemporaryDirectory(prefix="mvsearch-dry-run-") as temporary:
+        folder = StudyFolder(Path(temporary) / config.name)
+        folder.path.mkdir()
+        folder.begin(config.resolved_yaml())
+        search = Search(config, space, folder, pool, view=view)
+        on_space(space, pool, True, 0)
+        outcome = search.run()
+        lines, records = search.ledger.evaluations, search.records()
+    return DryRun(
+        outcome=outcome,
+        layouts=len(records),
+        rungs={epoch: sum(record.epochs >= epoch for record in records) for epoch in config.rung_epochs},
+        epochs=sum(line.to_epoch - line.from_epoch for line in lines if line.what == TRAIN),
+        device_hours=sum(line.ended - line.started for line in lines) / 3600,
+        devices=devices,
+    )
 
 
 def environment(

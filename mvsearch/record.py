@@ -117,8 +117,8 @@ class TrialRecord:
 
     Attributes:
         number: number of the Optuna trial that first asked for the layout.
-        state: ``"COMPLETE"`` (timed, and trained in full with every seed), ``"FAIL"``, ``"WAITING"`` (trained with every
-            seed to the end of a rung that is not the last: it may go on), or ``"PARTIAL"`` (on its way).
+        state: ``"COMPLETE"`` (timed, and trained in full with every seed), ``"FAIL"``, ``"WAITING"`` (trained with
+            every seed to the end of a rung that is not the last: it may go on), or ``"PARTIAL"`` (on its way).
         nll: mean validation NLL over seeds, nats; None until trained in full.
         nll_se: standard error of that mean; None with one seed.
         top1: mean validation top-1 over seeds, 0 to 1.

@@ -4,8 +4,8 @@ The ledger is the truth; the Optuna study is the sampler's memory. Whatever the 
 and a trial that a crash left unfinished is told FAIL and its layout asked for again.
 
 With rungs a trial is one layout on one rung: at its end it is told PRUNED and its checkpoint waits on the disk; when
-`halving` lets the layout go on, that is a new trial of the same parameters. The hand-made layouts climb all rungs in one
-trial. Only a trial that has trained to the last rung is told COMPLETE.
+`halving` lets the layout go on, that is a new trial of the same parameters. The hand-made layouts climb all rungs in
+one trial. Only a trial that has trained to the last rung is told COMPLETE.
 """
 
 from __future__ import annotations
@@ -204,7 +204,9 @@ class Search:
         told = [trial for trial in trials if trial.state in _TOLD and not _is_interrupted(trial)]
         self._told = len(told)
         # What a layout that waits was asked for with: its trial and its parameters.
-        self._left = {str(trial.user_attrs["key"]): (trial.number, trial.params) for trial in trials if _left_rung(trial)}
+        self._left = {
+            str(trial.user_attrs["key"]): (trial.number, trial.params) for trial in trials if _left_rung(trial)
+        }
         # A layout that the ledger holds but whose trial was never told is asked for again, and told from the ledger.
         self._seen = {str(trial.user_attrs.get("key")) for trial in told} | set(self._left)
 
@@ -473,8 +475,8 @@ class Search:
             from_epoch = 0
         if from_epoch < trained[0]:
             self.view.notice(
-                f"Trial {active.trial.number}: the checkpoint after epoch {trained[0]} of {key} is missing; it is trained "
-                f"again from {f'epoch {from_epoch}' if from_epoch else 'the start'}."
+                f"Trial {active.trial.number}: the checkpoint after epoch {trained[0]} of {key} is missing; it is "
+                f"trained again from {f'epoch {from_epoch}' if from_epoch else 'the start'}."
             )
         self._hand_in(
             active,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mambavision.layout import LETTERS
-from mvsearch.record import COMPLETE, TrialRecord
+from mvsearch.record import COMPLETE, FAILED, TrialRecord
 from mvsearch.report.words import duration, factor, percent, plural, scaled
 from mvsearch.strip import rich_strip
 from mvsearch.view import LaunchState, View
 
 if TYPE_CHECKING:
     from mvsearch.bench import BenchRow
+    from mvsearch.launch import DryRun
     from mvsearch.report.data import StudyData
     from mvsearch.space import SearchSpace, SpaceDescription
     from mvsearch.status import Status
@@ -47,8 +49,12 @@ def complain(message: str) -> None:
 def record_line(record: TrialRecord, state: LaunchState) -> Text:
     """A line about a trial that has ended."""
     head = f"{state.finished + state.failed} of {state.wanted}  "
-    if record.state != COMPLETE:
+    if record.state == FAILED:
         return Text.assemble(head, (f"Trial {record.number} failed: {record.reason}", "red"))
+    if record.state != COMPLETE:
+        reached = statistics.fmean(record.rungs[-1].nlls)
+        after = f"  waits after {plural(record.epochs, 'epoch')}, NLL {reached:.3f}  {factor(record.ratio)}"
+        return Text.assemble(head, rich_strip(record.layout), f"  width {record.layout['stages'][0]['dim']}", after)
     name = f"  ({record.baseline})" if record.baseline else ""
     numbers = f"  top-1 {percent(record.top1)}  NLL {record.nll:.3f}  {factor(record.ratio)}  "
     return Text.assemble(head, rich_strip(record.layout), f"  width {record.layout['stages'][0]['dim']}", numbers, name)
@@ -109,7 +115,7 @@ class LaunchView(View):
 
     def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
         """A plain line, or the panel anew; a failure is always worth a line."""
-        if self._live is None or record.state != COMPLETE:
+        if self._live is None or record.state == FAILED:
             self.out.print(record_line(record, state))
         self.update(state, force=True)
 
@@ -122,12 +128,28 @@ class LaunchView(View):
         self._live.update(panel(state))
 
 
+class NoticesOnly(View):
+    """Lines of their own and nothing else.
+
+    Args:
+        out: where to print.
+    """
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+
+    def notice(self, text: str) -> None:
+        """A line of its own."""
+        self.out.print(Text(text, style="yellow"))
+
+
 def panel(state: LaunchState) -> Panel:
     """Where a search stands: counts, workers, the front so far."""
     ended = state.finished + state.failed
     failed = Text(f", {state.failed} failed", style="red") if state.failed else Text("")
     left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
-    head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"   {duration(state.elapsed)}{left}")
+    waiting = f", {state.waiting:,} waiting between rungs" if state.waiting else ""
+    head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"{waiting}   {duration(state.elapsed)}{left}")
     more = f"workers busy {percent(state.utilisation, 0)}"
     if state.hypervolume is not None:
         more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
@@ -165,9 +187,33 @@ def print_outcome(
             Text(f"{plural(failed, 'trial')} failed; the first: trial {first.number}, {first.reason}", style="red")
         )
     busy = f" Workers were busy {percent(utilisation, 1)} of the time." if utilisation is not None else ""
-    out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{busy}")
+    waiting = study.waiting
+    stopped = f" {plural(len(waiting), 'layout')} stopped at an earlier rung." if waiting else ""
+    out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{stopped}{busy}")
     out.print("Written: " + ", ".join(files))
     out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
+
+
+def print_dry_run(out: Console, name: str, done: DryRun) -> None:
+    """How a dry run went, and that nothing of it is true."""
+    full = f"{plural(done.outcome.complete, 'layout')} trained in full"
+    out.print(f"\nDry run of {name}: {plural(done.layouts, 'layout')} asked for, {full}.")
+    if len(done.rungs) > 1:
+        each = ", ".join(f"{count:,} to epoch {epoch}" for epoch, count in done.rungs.items())
+        out.print(f"Layouts trained: {each}.")
+    out.print(
+        f"{done.epochs:,} epochs of training, {done.device_hours:.2g} device-hours: {duration(done.outcome.seconds)} "
+        f"on {plural(done.devices, 'device')}, {percent(done.outcome.utilisation, 1)} busy."
+    )
+    if done.outcome.exhausted:
+        out.print("The space holds no further layout within the budgets: every one was tried.")
+    out.print(
+        Text(
+            "All values are made up, the seconds too; nothing was trained, timed or kept. Only the counts say how a "
+            "search would go.",
+            style="yellow",
+        )
+    )
 
 
 def print_status(out: Console, status: Status, study: str, launch: str) -> None:
@@ -235,10 +281,14 @@ def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, do
             (config.name, "bold"),
             "" if new else f", going on after {plural(done, 'layout')}",
             f": {description.count:,} distinct layouts, {percent(description.share_within_budget)} within budget; "
-            f"{config.search.trials} to train, {plural(config.proxy.epochs, 'epoch')} of {config.proxy.data} "
+            f"{config.search.trials} to train{'' if config.fidelity is None else ' in full'}, "
+            f"{plural(config.proxy.epochs, 'epoch')} of {config.proxy.data} "
             f"and {plural(config.proxy.seeds, 'seed')} each",
         )
     )
+    if config.fidelity is not None:
+        rungs = " / ".join(str(epoch) for epoch in config.rung_epochs)
+        out.print(f"Rungs of {rungs} epochs: about one layout in {config.fidelity.eta} goes on from each to the next.")
     tokens = ", ".join(
         f"stage {number}: {_span(low, high)}"
         for number, (low, high) in enumerate(description.proxy_tokens, start=1)

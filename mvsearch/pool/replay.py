@@ -73,7 +73,7 @@ class ReplayPool:
         self._queue.append(job)
 
     def events(self, timeout: float) -> Iterator[Event]:
-        """What happens next: the jobs that start now, else all that happens at the next moment. Nothing is waited for."""
+        """The jobs that start now, else all that happens at the next moment; nothing is waited for."""
         started = False
         while self._assign():
             started = True
@@ -126,8 +126,8 @@ class ReplayPool:
         seconds = max(0.0, done.evaluation.ended - done.evaluation.started)
         for number, event in enumerate(events[:-1], start=1):
             self._at(self._now + seconds * number / len(events), name, event)
-        at = {"started": self._now, "ended": self._now + seconds, "worker": name}
-        self._at(self._now + seconds, name, dataclasses.replace(done, evaluation=dataclasses.replace(done.evaluation, **at)))
+        evaluation = dataclasses.replace(done.evaluation, started=self._now, ended=self._now + seconds, worker=name)
+        self._at(self._now + seconds, name, dataclasses.replace(done, evaluation=evaluation))
         return True
 
     def _at(self, when: float, name: str, event: Event) -> None:
@@ -143,9 +143,9 @@ def _share(*parts: object) -> float:
 class Synthetic:
     """Made-up values with the shape of real ones: they say how a search goes, and nothing about layouts.
 
-    Larger layouts are better and slower, each with a draw of its own; the NLL falls from a uniform guess towards its end
-    exponentially, at a pace that is the layout's own, so that early rungs rank roughly and not exactly. A pass takes its
-    multiply-accumulates over `rate`, a training step three times as long.
+    Larger layouts are better and slower, each with a draw of its own; the NLL falls from a uniform guess towards its
+    end exponentially, at a pace that is the layout's own, so that early rungs rank roughly and not exactly. A pass
+    takes its multiply-accumulates over `rate`, a training step three times as long.
 
     Attributes:
         classes: of the data set, 2 or more.
@@ -186,8 +186,8 @@ class Synthetic:
 class ReplayWorker:
     """Answers jobs at once, from ledgers where they hold the layout and with made-up values where they do not.
 
-    A recorded training to the same epoch with the same seed is the answer whatever epoch it began from, as trainings are
-    nested; its seconds are those of the part asked for.
+    A recorded training to the same epoch with the same seed is the answer whatever epoch it began from, as trainings
+    are nested; its seconds are those of the part asked for.
 
     Args:
         recorded: lines of earlier ledgers.
@@ -203,7 +203,11 @@ class ReplayWorker:
         self._synthetic = synthetic
 
     def run(self, job: Job) -> Iterator[Progress | Done]:
-        """Answer a job; see `Worker`. Nothing has weights; a checkpoint holds no more than what it is the checkpoint of."""
+        """Answer a job; see `Worker`. There are no weights; a checkpoint says only what it is the checkpoint of.
+
+        Raises:
+            ValueError: for a training that goes on without its own checkpoint.
+        """
         if job.from_epoch and job.checkpoint != self._mark(job, job.from_epoch):
             raise ValueError(f"{job.layout.key}: a training from epoch {job.from_epoch} without its own checkpoint")
         line = self._lines.get((job.what, job.layout.key, job.seed, job.to_epoch))

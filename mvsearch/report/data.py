@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mambavision.layout import LETTERS
 from mvsearch.front import PICKS, Point, complete_records, front_records, pick, point_of
 from mvsearch.ledger import write_atomic
-from mvsearch.record import FAILED, PARTIAL, TIME, TrialRecord
+from mvsearch.record import FAILED, PARTIAL, TIME, WAITING, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +92,11 @@ class StudyData:
     def partial(self) -> list[TrialRecord]:
         """Layouts still on their way."""
         return [record for record in self.records if record.state == PARTIAL]
+
+    @property
+    def waiting(self) -> list[TrialRecord]:
+        """Layouts that were trained to the end of a rung that is not the last, and no further yet."""
+        return [record for record in self.records if record.state == WAITING]
 
     @property
     def seeds(self) -> int:
@@ -345,10 +350,13 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
         measure: quality by which ``on_front`` is decided, ``"nll"`` or ``"top1"``.
 
     Returns:
-        The columns of trials.csv. ``top1`` is 0 to 1, ``nll`` in nats, ``memory`` in bytes, ``macs`` for one image,
-        ``started`` and ``ended`` in Unix seconds; ``windows`` and ``reference_windows`` are the raw timing windows in
-        img/s, ``seeds`` the seeds, joined by ``;``. Of each stage k: ``stagek_blocks``, ``stagek_attention_share`` (0
-        to 1), ``stagek_state`` (missing where nothing scans), ``stagek_dim``, ``stagek_depth``.
+        The columns of trials.csv. ``state`` is that of `TrialRecord`; ``epochs`` says how far a WAITING layout was
+        trained, ``rung_nll`` and ``rung_top1`` what it reached there (the means over seeds at the last rung that every
+        seed has reached, which for a COMPLETE layout are ``nll`` and ``top1``). ``top1`` is 0 to 1, ``nll`` in nats,
+        ``memory`` in bytes, ``macs`` for one image, ``started`` and ``ended`` in Unix seconds; ``windows`` and
+        ``reference_windows`` are the raw timing windows in img/s, ``seeds`` the seeds, joined by ``;``. Of each stage
+        k: ``stagek_blocks``, ``stagek_attention_share`` (0 to 1), ``stagek_state`` (missing where nothing scans),
+        ``stagek_dim``, ``stagek_depth``.
     """
     import pandas as pd
 
@@ -369,6 +377,9 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
         row |= {name: getattr(record, name) for name in ("nll", "nll_se", "top1", "top1_se")}
         row |= {name: getattr(record, name) for name in ("images_per_second", "ratio", "ratio_iqr")}
         row |= {name: getattr(record, name) for name in ("epochs", "images_seen", "train_seconds")}
+        reached = record.rungs[-1] if record.rungs else None
+        row["rung_nll"] = reached and -reached.quality("nll")
+        row["rung_top1"] = reached and reached.quality("top1")
         row["seeds"] = _joined(record.seeds)
         facts = {fact.number: fact for fact in stage_facts(record.layout)}
         for number in range(1, depth + 1):
@@ -412,6 +423,7 @@ def front_table(study: StudyData) -> pd.DataFrame:
     trials = trials_table(study.records, study.measure).set_index("key", drop=False)
     front = study.front
     left_out = {"state", "on_front", "windows", "reference_windows", "reason", "layout", "started", "ended"}
+    left_out |= {"rung_nll", "rung_top1"}
     table = trials.loc[[record.key for record in front], [c for c in trials.columns if c not in left_out]].copy()
     margins = pd.DataFrame([_margin_row(study, record) for record in front], columns=list(_MARGIN), index=table.index)
     table = table.join(margins)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvsearch.ledger import write_atomic
-from mvsearch.record import TrialRecord
+from mvsearch.record import COMPLETE, WAITING, TrialRecord
 from mvsearch.report import drawing
 from mvsearch.report.assets import CSS, SCRIPT
 from mvsearch.report.data import (
@@ -499,6 +499,7 @@ def _search(study: StudyData) -> str:
 def _failures(study: StudyData) -> str:
     failed, partial = study.failed, study.partial
     waiting = f" {plural(len(partial), 'layout')} still on the way." if partial else ""
+    waiting += f" {plural(len(study.waiting), 'layout')} stopped at an earlier rung." if study.waiting else ""
     if not failed:
         return f"<h2>Failures</h2><p>No trial failed.{waiting}</p>"
     rows = "".join(
@@ -615,7 +616,8 @@ def _trial_row(record: TrialRecord, members: set[str], widest: int) -> str:
 
     tags = ['<span class="tag on">front</span>'] if record.key in members else []
     tags += [f'<span class="tag">{html.escape(record.baseline)}</span>'] if record.baseline else []
-    tags += [f'<span class="tag">{html.escape(record.state)}</span>'] if record.state != "COMPLETE" else []
+    state = f"stopped after {plural(record.epochs, 'epoch')}" if record.state == WAITING else record.state
+    tags += [f'<span class="tag">{html.escape(state)}</span>'] if record.state != COMPLETE else []
     seconds = record.train_seconds or None
     cells = (
         number(record.number, str(record.number)),
