@@ -165,9 +165,7 @@ class Halving:
     rungs: int
     eta: int
 
-    def choose(
-        self, runs: Iterable[Run], reference: tuple[float, float], *, relaxed: bool = False, to_last: bool = True
-    ) -> Run | None:
+    def choose(self, runs: Iterable[Run], reference: tuple[float, float], *, relaxed: bool = False) -> Run | None:
         """The waiting layout that goes on next, if one may.
 
         The highest rung is looked at first, as in ASHA; within a rung the best score (`scores`) wins, then the better
@@ -177,10 +175,9 @@ class Halving:
             runs: all layouts of the study.
             reference: (quality, throughput) from which hypervolume is measured.
             relaxed: whether the quota is lifted: when no new layout can be asked for, those that wait go on.
-            to_last: whether a layout may go on to the last rung.
         """
         runs = list(runs)
-        for rung in reversed(range(self.rungs - (1 if to_last else 2))):
+        for rung in reversed(range(self.rungs - 1)):
             if not relaxed and self.quota(runs, rung) < 1:
                 continue
             found = self.scores(runs, rung, reference)

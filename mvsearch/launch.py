@@ -22,7 +22,7 @@ from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import MakeReplayWorker, ReplayPool, Synthetic
 from mvsearch.record import TRAIN
 from mvsearch.report.data import StudyData
-from mvsearch.search import Outcome, Search, SearchFailed
+from mvsearch.search import Outcome, Search, SearchFailed, brief_optuna_study
 from mvsearch.space import SearchSpace
 from mvsearch.study import StudyFolder, write_results
 from mvsearch.timings import check_conditions, read_timings
@@ -244,7 +244,7 @@ def dry_run(
         folder = StudyFolder(Path(temporary) / config.name)
         folder.path.mkdir()
         folder.begin(config.resolved_yaml())
-        search = Search(config, space, folder, pool, view=view)
+        search = Search(config, space, folder, pool, view=view, study=brief_optuna_study(folder))
         on_space(space, pool, True, 0)
         outcome = search.run()
         lines, records = search.ledger.evaluations, search.records()

@@ -133,10 +133,19 @@ def open_optuna_study(folder: StudyFolder) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = JournalStorage(JournalFileBackend(str(folder.journal)))
-    study = optuna.create_study(
+    return _optuna_study(folder, storage)
+
+
+def brief_optuna_study(folder: StudyFolder) -> optuna.Study:
+    """A sampler's memory that is gone with this process: for dry runs, where the journal's writes take most time."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return _optuna_study(folder, optuna.storages.InMemoryStorage())
+
+
+def _optuna_study(folder: StudyFolder, storage: optuna.storages.BaseStorage) -> optuna.Study:
+    return optuna.create_study(
         storage=storage, study_name=folder.name, directions=["maximize", "maximize"], load_if_exists=True
     )
-    return study
 
 
 class Search:
@@ -149,6 +158,7 @@ class Search:
         pool: where jobs run.
         view: what a person sees.
         timings: recorded timings by layout key; a layout that is not there is measured.
+        study: the sampler's memory; None: the journal in the folder.
     """
 
     def __init__(
@@ -160,6 +170,7 @@ class Search:
         *,
         view: View | None = None,
         timings: dict[str, RecordedTiming] | None = None,
+        study: optuna.Study | None = None,
     ) -> None:
         self.config = config
         self.space = space
@@ -172,7 +183,7 @@ class Search:
         self.halving = Halving(len(self.rungs), config.fidelity.eta if config.fidelity else 2)
         self.seeds = [config.search.seed * 1000 + number for number in range(config.proxy.seeds)]
         self.ledger = Ledger(folder.ledger)
-        self.study = open_optuna_study(folder)
+        self.study = study or open_optuna_study(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([f"quality ({self.measure})", "log2 throughput ratio"])
@@ -443,6 +454,8 @@ class Search:
             taken = {"values": recorded.values, "conditions": recorded.conditions, "device": recorded.device}
             self._append(job.evaluation(**taken, ended=time.time()))
         last = len(self.rungs) - 1
+        if self._records[active.layout.key].state == COMPLETE:  # the ledger outlived the journal
+            active.rung = last
         while True:
             to_epoch = self.rungs[active.rung]
             missing = [seed for seed in self.seeds if max(self._trained_to(active.layout.key, seed)) < to_epoch]

@@ -35,6 +35,15 @@ def true_nll(layout: HybridLayout, seed: int) -> float:
     return 2.0 - 0.02 * width + (share - 0.5) ** 2 + 0.01 * noise(layout.key, seed)
 
 
+def early_nll(layout: HybridLayout, seed: int, epoch: int) -> float:
+    """At the end of a rung that is not the last: worse, and not quite in the order of the end."""
+    return true_nll(layout, seed) + (0.5 + 0.1 * noise("early", layout.key, seed)) / epoch
+
+
+def checkpoint(layout: HybridLayout, seed: int, epoch: int) -> bytes:
+    return f"{layout.key} {seed} {epoch}".encode()
+
+
 def true_ratio(layout: HybridLayout) -> float:
     return 24 / layout.stages[0].dim * (1 + 0.3 * attention_share(layout)) * (1 + 0.01 * noise(layout.key))
 
@@ -45,7 +54,8 @@ class MakeFakeWorker:
 
     Attributes:
         faults: what goes wrong, by layout key or by ``"*"``: ``"raise"``, ``"die"`` (SIGKILL to its own process),
-            ``"die once"`` (the first time; leaves a mark in `marks`), ``"no start"`` (the worker cannot be built).
+            ``"die once"`` (the first time; leaves a mark in `marks`), ``"no start"`` (the worker cannot be built),
+            ``"raise late"`` (where a training goes on).
         marks: a folder for marks.
         seconds: how long a job takes.
         log: a file to which a line is appended for each job begun.
@@ -72,13 +82,13 @@ class FakeWorker:
         started = time.time()
         if self.make.log is not None:
             with self.make.log.open("a") as file:
-                file.write(f"{job.what} {job.layout.key} {job.seed}\n")
+                file.write(f"{job.what} {job.layout.key} {job.seed} {job.from_epoch} {job.to_epoch}\n")
         faults = dict(self.make.faults)
         fault = faults.get(job.layout.key, faults.get("*"))
         if fault == "die" or (fault == "die once" and self._first(job)):
             os.kill(os.getpid(), signal.SIGKILL)
         where = {"worker": self.name, "device": self.device, "started": started}
-        if fault == "raise":
+        if fault == "raise" or (fault == "raise late" and job.from_epoch):
             yield Done(job.id, job.evaluation(what=FAIL, reason=f"{job.what}: it broke", ended=time.time(), **where))
             return
         time.sleep(self.make.seconds)
@@ -88,11 +98,16 @@ class FakeWorker:
             yield Done(job.id, job.evaluation(values=values, ended=time.time(), **where))
             return
         assert job.seed is not None
-        yield Progress(job.id, 1, job.to_epoch, 2.0)
-        nll = true_nll(job.layout, job.seed)
-        values = {"nll": nll, "top1": 1 / nll / 2, "images_seen": 64 * job.to_epoch, "train_seconds": 0.5}
+        if job.from_epoch:
+            assert job.checkpoint == checkpoint(job.layout, job.seed, job.from_epoch)
+        yield Progress(job.id, job.from_epoch + 1, job.to_epoch, 2.0)
+        early = job.keep_checkpoint
+        nll = early_nll(job.layout, job.seed, job.to_epoch) if early else true_nll(job.layout, job.seed)
+        epochs = job.to_epoch - job.from_epoch
+        values = {"nll": nll, "top1": 1 / nll / 2, "images_seen": 64 * epochs, "train_seconds": 0.5}
         weights = save({"weight": np.ones(2, dtype=np.float32)})
-        yield Done(job.id, job.evaluation(values=values, ended=time.time(), **where), weights)
+        kept = checkpoint(job.layout, job.seed, job.to_epoch) if early else None
+        yield Done(job.id, job.evaluation(values=values, ended=time.time(), **where), weights, kept)
 
     def _first(self, job: Job) -> bool:
         assert self.make.marks is not None

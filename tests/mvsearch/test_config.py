@@ -362,3 +362,49 @@ def test_template_needs_classes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only 'a'"):
         write_template(image_folder(tmp_path / "data", "a"), tmp_path / "mine.yaml")
     assert not (tmp_path / "mine.yaml").exists()
+
+
+RUNGS = ["search.sampler=random", "proxy.epochs=27"]
+
+
+def test_rungs_end_at_the_epochs_of_the_proxy() -> None:
+    assert load_config("stagewise").rung_epochs == (2,)
+    assert load_config("stagewise", [*RUNGS, "fidelity={eta: 3, rungs: 3}"]).rung_epochs == (3, 9, 27)
+    assert load_config("stagewise", [*RUNGS, "fidelity.eta=3"]).rung_epochs == (3, 9, 27)
+    assert load_config("stagewise", [*RUNGS, "fidelity={eta: 4, rungs: 2}"]).rung_epochs == (7, 27)
+    assert load_config("stagewise", [*RUNGS, "fidelity={eta: 2, rungs: 5}"]).rung_epochs == (2, 3, 7, 14, 27)
+
+
+def test_without_rungs_a_study_reads_as_it_did_before_there_were_any() -> None:
+    plain = load_config("stagewise")
+    assert "fidelity" not in plain.resolved()
+    assert load_config("stagewise", ["fidelity=none"]) == plain == load_config("stagewise", ["fidelity=null"])
+    assert load_config("stagewise", ["fidelity=none"]).resolved_yaml() == plain.resolved_yaml()
+    rungs = load_config("stagewise", [*RUNGS, "fidelity={eta: 3, rungs: 3}"])
+    assert rungs.resolved()["fidelity"] == {"eta": 3, "rungs": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["search.sampler=tpe", "fidelity.eta=3"],
+            "search.sampler: 'tpe' is not allowed; random where fidelity is not",
+        ),
+        (["search.sampler=nsga2", "fidelity.eta=3"], "search.sampler: 'nsga2' is not allowed; random where fidelity"),
+        (["fidelity=3"], "fidelity: 3 is not allowed; none (every layout is trained in full), or a mapping"),
+        (["fidelity=some"], "fidelity: 'some' is not allowed; none"),
+        (["fidelity.eta=1"], "fidelity.eta: 1 is not allowed; a whole number from 2 to 100"),
+        (["fidelity.rungs=1"], "fidelity.rungs: 1 is not allowed; a whole number from 2 to 10"),
+        (["fidelity.runs=3"], "unknown key fidelity.runs; allowed here are eta, rungs. Did you mean 'rungs'?"),
+        (["fidelity.rungs=6"], "fidelity.rungs: 6 is not allowed; fewer rungs, or more than proxy.epochs = 27"),
+        (
+            ["fidelity.rungs=4", "proxy.warmup_epochs=1.5"],
+            "proxy.warmup_epochs: 1.5 is not allowed; at most 1, the epochs",
+        ),
+    ],
+)
+def test_rungs_that_mean_nothing_are_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("stagewise", [*RUNGS, *changes])
+    assert message in str(error.value)

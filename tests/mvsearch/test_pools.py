@@ -1,15 +1,16 @@
-"""The conformance suite of pools: InlinePool and RayPool behave alike, and RayPool survives the death of a worker."""
+"""The conformance suite: all pools behave alike, and RayPool survives the death of a worker."""
 
 import time
 
 import pytest
-from fakes import MakeFakeWorker, true_nll, true_ratio
+from fakes import MakeFakeWorker, checkpoint, true_nll, true_ratio
 
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.evaluate.job import Done, Job, Lost, Progress, Started
 from mvsearch.pool import PoolError
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.ray_pool import RayPool, _gpu_room
+from mvsearch.pool.replay import ReplayPool
 
 
 def layout(width=16, blocks="MA"):
@@ -29,7 +30,11 @@ def on_ray(make):
     return RayPool(make, None, workers=2)
 
 
-@pytest.fixture(params=[inline, on_ray], ids=["inline", "ray"])
+def replayed(make):
+    return ReplayPool(make, None, devices=2)
+
+
+@pytest.fixture(params=[inline, on_ray, replayed], ids=["inline", "ray", "replay"])
 def open_pool(request):
     pools = []
 
@@ -112,6 +117,25 @@ def test_a_cancelled_job_gives_no_more_events(open_pool):
     events = drain(pool, 2)
     assert {event.job for event in events} == {0, 1, 2} - {first}
     assert pool.idle() == pool.workers
+
+
+def test_a_checkpoint_travels_both_ways_and_any_worker_goes_on_from_it(open_pool):
+    pool = open_pool(MakeFakeWorker(seconds=0.01))
+    began = pool.now()
+    checkpoints, ends = {}, {}
+    for step in ({"to_epoch": 1}, {"from_epoch": 1, "to_epoch": 3}):
+        for number in range(4):
+            fields = {"layout": layout(16 + 2 * number), "keep_checkpoint": True, "checkpoint": checkpoints.get(number)}
+            pool.submit(job(number, **step | fields))
+        for event in drain(pool, 4):
+            assert not isinstance(event, Lost), event
+            if isinstance(event, Done):
+                assert event.evaluation.what == "train"
+                checkpoints[event.job] = event.checkpoint
+                ends[event.job] = (event.evaluation.from_epoch, event.evaluation.to_epoch)
+    assert ends == dict.fromkeys(range(4), (1, 3))
+    assert 0.04 <= pool.now() - began < 60
+    assert all(checkpoints[number] == checkpoint(layout(16 + 2 * number), 0, 3) for number in range(4))
 
 
 def test_the_pool_closes_while_jobs_run(open_pool):

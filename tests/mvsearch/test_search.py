@@ -15,7 +15,7 @@ from mvsearch.config import load_config
 from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
-from mvsearch.search import Interrupted, Search, SearchFailed, open_optuna_study
+from mvsearch.search import Interrupted, Search, SearchFailed, brief_optuna_study, open_optuna_study
 from mvsearch.space import SearchSpace
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
@@ -24,14 +24,15 @@ from mvsearch.view import View
 HERE = Path(__file__).parent
 
 
-def search_in(path, *overrides, make=None, timings=None, view=None):
+def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, brief=False):
     config = load_config("stagewise", ["search.trials=14", *overrides])
     space = SearchSpace(config, num_classes=10, in_chans=1)
     folder = StudyFolder(path / config.name)
     folder.path.mkdir(exist_ok=True)
     folder.begin(config.resolved_yaml())
-    pool = InlinePool(make or MakeFakeWorker(), None)
-    return Search(config, space, folder, pool, timings=timings, view=view)
+    pool = pool or InlinePool(make or MakeFakeWorker(), None)
+    study = brief_optuna_study(folder) if brief else None
+    return Search(config, space, folder, pool, timings=timings, view=view, study=study)
 
 
 def trials_of(search):
@@ -265,12 +266,13 @@ def fsync(descriptor):
     real(descriptor)
     kill_when_due()
 os.fsync = fsync
-search_in(Path({path!r}), "search.trials=16", make=fakes.MakeFakeWorker(log=Path({path!r}) / "jobs")).run()
+search_in(Path({path!r}), *{overrides!r}, make=fakes.MakeFakeWorker(log=Path({path!r}) / "jobs")).run()
 """
 
 
-def drive(path, moment):
-    code = DRIVER.format(here=str(HERE), path=str(path), moment=moment)
+def drive(path, moment, *overrides):
+    overrides = overrides or ("search.trials=16",)
+    code = DRIVER.format(here=str(HERE), path=str(path), moment=moment, overrides=overrides)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
 
 
