@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import shutil
 import signal
 from collections import Counter
@@ -25,7 +26,7 @@ from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import COMPLETE, FAILED, TRAIN, WAITING
 from mvsearch.report import trials_table
 from mvsearch.report.page import _trial_row
-from mvsearch.search import Interrupted
+from mvsearch.search import Interrupted, _trailing_refusals
 from mvsearch.terminal import panel, record_line
 from mvsearch.view import View
 
@@ -262,6 +263,43 @@ def test_the_time_limit_ends_promotions_too_and_what_waits_is_kept(tmp_path):
     assert 0.3 * 3600 < search.pool.now() < 0.3 * 3600 + 120
     assert outcome.waiting > 5
     assert len(kept(search)) == outcome.waiting
+
+
+def test_a_promotion_that_was_trained_but_not_told_is_told_without_training_again(whole, tmp_path):
+    shutil.copytree(whole.folder.path, tmp_path / whole.folder.name)
+    journal = tmp_path / whole.folder.name / whole.folder.journal.name
+    lines = journal.read_text().splitlines()
+    last_told = max(number for number, line in enumerate(lines) if json.loads(line)["op_code"] == 6)
+    journal.write_text("\n".join(lines[:last_told]) + "\n")
+    log = tmp_path / "jobs"
+    again = search_in(tmp_path, *RUNGS, make=MakeFakeWorker(log=log))
+    assert again.run().complete == 9
+    assert not log.exists()
+    assert told(again) == told(whole)
+
+
+def test_a_layout_that_waits_is_not_begun_again_after_a_resume(tmp_path):
+    search = search_in(tmp_path, *RUNGS, *SMALL, view=StopAfter(60, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        search.run()
+    assert of(search.records(), WAITING)
+    again = search_in(tmp_path, *RUNGS, *SMALL)
+    again.run()
+    first = [t.user_attrs["key"] for t in trials_of(again) if t.user_attrs.get("epoch") == 1]
+    assert len(first) == len(set(first)) == sum(not record.baseline for record in again.records())
+
+
+def test_a_layout_that_leaves_a_rung_is_no_refusal(whole):
+    trials = trials_of(whole)
+    left = next(number for number, trial in enumerate(trials) if "epoch" in trial.user_attrs)
+    assert trials[left].state == TrialState.PRUNED
+    assert _trailing_refusals(trials[: left + 1]) == 0
+
+
+def test_nothing_is_begun_that_could_not_be_trained_in_full(tmp_path):
+    search = search_in(tmp_path, *RUNGS, "search.trials=5", brief=True)
+    search.pool = ReplayPool(made_up(search.space), devices=8)
+    assert search.run().complete == len(search.records()) == 5, "the hand-made ones under way are all that is wanted"
 
 
 def test_a_journal_that_is_lost_costs_no_training(tmp_path):
