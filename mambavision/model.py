@@ -102,7 +102,9 @@ class Stage(nn.Module):
     def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
-                again = {} if self.hybrid else {"context_fn": functools.partial(_checkpoint_contexts, block)}
+                again: dict[str, Any] = {}
+                if not self.hybrid:
+                    again["context_fn"] = functools.partial(_checkpoint_contexts, block)
                 x = checkpoint(block, x, use_reentrant=False, **again)
             else:
                 x = block(x)
@@ -117,16 +119,20 @@ def _checkpoint_contexts(block: nn.Module) -> tuple[AbstractContextManager[None]
 @contextmanager
 def _statistics_frozen(block: nn.Module) -> Iterator[None]:
     """BatchNorms take the statistics of the batch, but do not add them to their running ones a second time."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    before = [
+        (module, module.momentum, count.clone())
+        for module in block.modules()
+        if isinstance(module, kinds) and (count := module.num_batches_tracked) is not None
+    ]
+    for norm, _, _ in before:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+        for norm, momentum, count in before:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            norm.num_batches_tracked = count
 
 
 def to_windows(x_BCHW: Tensor, window: tuple[int, int]) -> Tensor:
@@ -240,6 +246,10 @@ class MambaVision(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def _stages(self) -> list[Stage]:
+        return [level for level in self.levels if isinstance(level, Stage)]
+
     # -- what timm asks of a model ------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
@@ -262,7 +272,7 @@ class MambaVision(nn.Module):
 
         Same gradients and running statistics; the memory of one block instead of all, for one more forward pass.
         """
-        for level in self.levels:
+        for level in self._stages:
             level.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -323,7 +333,7 @@ class MambaVision(nn.Module):
         final = len(self.layout.stages) - 1
         maps = []
         x = self.patch_embed(x_BCHW)
-        for i, level in enumerate(self.levels[: last + 1] if stop_early else self.levels):
+        for i, level in enumerate(self._stages[: last + 1] if stop_early else self._stages):
             x = level.forward_blocks(x)
             if i in take:
                 maps.append(self.norm(x) if norm and i == final else x)
@@ -341,7 +351,7 @@ class MambaVision(nn.Module):
         pruned = last + 1 < len(self.levels)
         if pruned:
             self.levels = self.levels[: last + 1]
-            self.levels[-1].downsample = None
+            self._stages[-1].downsample = None
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_norm or pruned:
             self.norm = nn.Identity()
