@@ -298,16 +298,12 @@ def save_entry(
         LibraryError: a name that is not allowed or taken, weights that do not fit the layout, or a missing field.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from mambavision.model import MambaVision
     from mambavision.released import misfit
 
-    folder = _folder(name)
-    if name in SHIPPED or name == ARCHITECTURE:
-        raise LibraryError(f"name: {name!r} is a name of the library's own; choose another")
-    if folder.exists() and not overwrite:
-        raise LibraryError(f"name: {name!r} exists already ({folder}); choose another, or overwrite it")
+    folder = free_folder(name, overwrite=overwrite)
     for field in ("input_size", "mean", "std"):
         if field not in config:
             raise LibraryError(f"config: {field} is missing; an entry says how its images are prepared")
@@ -328,7 +324,8 @@ def save_entry(
         new.mkdir()
         (new / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         (new / "card.md").write_text(card, encoding="utf-8")
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        # Not save_file, whose files only their owner may read.
+        (new / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         if overwrite and folder.exists():
             os.rename(folder, Path(scratch) / "old")
         try:
@@ -337,6 +334,20 @@ def save_entry(
             raise LibraryError(f"name: {name!r} cannot be written ({error})") from None
     if (registry := sys.modules.get("mambavision.timm_models")) is not None:
         registry.register_entry(name)
+    return folder
+
+
+def free_folder(name: str, *, overwrite: bool = False) -> Path:
+    """The folder that an entry of this name would take.
+
+    Raises:
+        LibraryError: a name that is not allowed, or that is taken and shall not be overwritten.
+    """
+    folder = _folder(name)
+    if name in SHIPPED or name == ARCHITECTURE:
+        raise LibraryError(f"name: {name!r} is a name of the library's own; choose another")
+    if folder.exists() and not overwrite:
+        raise LibraryError(f"name: {name!r} exists already ({folder}); choose another, or --overwrite it")
     return folder
 
 

@@ -15,7 +15,7 @@ from layouts import three_stages
 import mambavision
 from mambavision import create_model, list_models
 from mambavision.layout import LayoutError
-from mambavision.library import PUBLISHED, SHIPPED, LibraryError, load_entry_config, save_entry
+from mambavision.library import SHIPPED, LibraryError, load_entry_config, save_entry
 from mambavision.model import MambaVision
 
 CONFIG = {"input_size": [1, 16, 16], "mean": [0.5], "std": [0.25], "trial": 12}
@@ -57,7 +57,7 @@ def test_columnar_models() -> None:
     assert (tiny.layout.pattern, small.layout.pattern) == ("GGGGAAAA", "GGGGGGAAAAAA")
     assert mixed.layout.pattern == "GGAAAAAA"
     assert mixed.patch_embed.proj.weight.shape == (128, 1, 4, 4)
-    with pytest.raises(LayoutError, match="^use_mamba_ratio: 2 is not allowed"):
+    with pytest.raises(LayoutError, match=r"^use_mamba_ratio: 2 is not allowed"):
         mambavision.create_mambavision_tiny(10, use_mamba_ratio=2)
     with pytest.raises(LibraryError, match="no weights of this layout"):
         mambavision.create_mambavision_tiny(10, pretrained=True)
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save", full)
     for name, overwrite in (("mine", True), ("other", False)):
         with pytest.raises(OSError, match="No space"):
             save(name, card="half", overwrite=overwrite)
