@@ -50,10 +50,14 @@ class PatchStem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, patch: int) -> None:
         super().__init__()
+        self.patch = patch
         self.proj = nn.Conv2d(in_chans, dim, patch, patch)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Image to map."""
+        """Image to map. Raises ValueError for an image smaller than a patch."""
+        if x_BCHW.shape[2] < self.patch or x_BCHW.shape[3] < self.patch:
+            size = f"{x_BCHW.shape[2]} × {x_BCHW.shape[3]}"
+            raise ValueError(f"image: {size} px is not allowed; at least the patch, {self.patch} px")
         x = self.proj(x_BCHW)
         height, width = x.shape[2:]
         positions = build_sincos2d_pos_embed([height, width], x.shape[1], device=x.device, dtype=x.dtype)
@@ -190,13 +194,14 @@ class MambaVision(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"num_classes: {num_classes!r} is not allowed; 0 or more")
-        if in_chans < 1:
-            raise ValueError(f"in_chans: {in_chans!r} is not allowed; 1 or more")
+        if not isinstance(layout, HybridLayout):
+            raise ValueError(f"layout: a {type(layout).__name__} is not allowed; a HybridLayout (or its from_dict)")
+        _check_classes(num_classes)
+        if type(in_chans) is not int or in_chans < 1:
+            raise ValueError(f"in_chans: {in_chans!r} is not allowed; a whole number, 1 or more")
         for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name}: {rate!r} is not allowed; from 0 to below 1")
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name}: {rate!r} is not allowed; a number from 0 to below 1")
         if dt_init not in DT_INITS:
             raise ValueError(f"dt_init: {dt_init!r} is not allowed; one of {', '.join(DT_INITS)}")
         _check_pool(global_pool)
@@ -289,8 +294,7 @@ class MambaVision(nn.Module):
         Raises:
             ValueError: if an argument is not allowed.
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes: {num_classes!r} is not allowed; 0 or more")
+        _check_classes(num_classes)
         if global_pool is not None:
             _check_pool(global_pool)
             self.global_pool = global_pool
@@ -382,6 +386,11 @@ class MambaVision(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, for any H and W of a pixel (patch) or more."""
         return self.forward_head(self.forward_features(x_BCHW))
+
+
+def _check_classes(num_classes: object) -> None:
+    if type(num_classes) is not int or num_classes < 0:
+        raise ValueError(f"num_classes: {num_classes!r} is not allowed; a whole number, 0 or more")
 
 
 def _check_pool(global_pool: str) -> None:

@@ -76,6 +76,8 @@ def export_onnx(
     height, width = _check_size(inner, image_size)
     if type(opset) is not int or opset not in OPSETS:
         raise ExportError(f"opset: {opset!r} is not allowed; a whole number from {OPSETS[0]} to {OPSETS[-1]}")
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise ExportError(f"path: {path!r} is not allowed; the name of a file")
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"path: {str(path)!r} is a folder; give the name of a file in it")

@@ -36,7 +36,7 @@ _LOG2_E = math.log2(math.e)
 
 def slab_steps(batch: int, channels: int, state: int, length: int) -> int:
     """Steps that are worked on at once."""
-    return min(length, max(1, SLAB // (batch * channels * state)))
+    return min(length, max(1, SLAB // max(1, batch * channels * state)))
 
 
 def _time_major(x_BKL: Tensor) -> Tensor:
@@ -169,6 +169,8 @@ def loop_forward(
     delta_softplus: bool,
 ) -> Tensor:
     """`selective_scan` without its gradient; arguments as there. The result has the strides of `u`."""
+    if not u_BDL.numel():
+        return torch.empty_like(u_BDL)
     slabs = _Slabs(u_BDL, delta_BDL, A_DN, B_BNL, delta_bias_D, delta_softplus)
     skip_D = None if D_D is None else D_D.to(slabs.dtype)
     out_BDL = torch.empty_like(u_BDL)
@@ -194,6 +196,9 @@ def loop_backward(
     delta_softplus: bool,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, and of D and delta_bias where given; dtypes and strides as of their tensors."""
+    if not u_BDL.numel():
+        given = (u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, delta_bias_D)
+        return [torch.zeros_like(tensor) for tensor in given if tensor is not None]
     slabs = _Slabs(u_BDL, delta_BDL, A_DN, B_BNL, delta_bias_D, delta_softplus)
     skip_D = None if D_D is None else D_D.to(slabs.dtype)
     dy_LBD, C_LBN = _time_major(grad_BDL), _time_major(C_BNL)

@@ -160,6 +160,7 @@ def selective_scan(
 
     The discretisation is the zero-order hold for A and Euler for B, as in Mamba (arXiv 2312.00752, section 3.6). State
     and sums are float32 whatever comes in, also under autocast; float64 stays float64 (by the loop, on every device).
+    Differentiable once; for second derivatives take ``backend="reference"``.
 
     Args:
         u: input, ``(B, D, L)``.
@@ -205,6 +206,8 @@ def _check_shapes(
 ) -> None:
     if u.dim() != 3:
         raise ValueError(f"u: shape {tuple(u.shape)} is not allowed; (B, D, L) expected")
+    if not u.is_floating_point():
+        raise ValueError(f"u: {u.dtype} is not allowed; a floating point dtype")
     if A.dim() != 2:
         raise ValueError(f"A: shape {tuple(A.shape)} is not allowed; (D, N) expected")
     batch, channels, length = u.shape

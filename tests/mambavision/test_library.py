@@ -137,11 +137,39 @@ def test_weights_must_fit_the_layout() -> None:
     model = MambaVision(three_stages(), num_classes=5, in_chans=1)
     with pytest.raises(LibraryError, match=r"head\.weight"):
         save_entry("x", model.layout, model.state_dict(), num_classes=4, in_chans=1, config=CONFIG, card="")
-    with pytest.raises(LibraryError, match=r"config: input_size \[3, 16, 16\] does not start with the 1 channels"):
-        save("x", config=CONFIG | {"input_size": [3, 16, 16]})
     with pytest.raises(LibraryError, match="config: mean is missing"):
         save("x", config={"input_size": [1, 16, 16]})
     assert "x" not in list_models()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("input_size", [3, 16, 16]),
+        ("input_size", [1]),
+        ("input_size", 16),
+        ("mean", None),
+        ("mean", "x"),
+        ("std", None),
+        ("std", [0.0]),
+        ("std", [float("nan")]),
+        ("std", [0.1, 0.2]),
+    ],
+)
+def test_what_an_entry_says_of_its_images_is_checked(root: Path, field: str, value: Any) -> None:
+    with pytest.raises(LibraryError, match=f"^config: {field}: .* is not allowed"):
+        save("x", config=CONFIG | {field: value})
+    assert not (root / "x").exists()
+    _, folder = save()
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    if value != [3, 16, 16]:
+        with pytest.raises(LibraryError, match=rf"config\.json: {field}: "):
+            create_model("mine")
+    with pytest.raises(LibraryError, match="cannot be written as JSON"):
+        save("y", config=CONFIG | {"z": object()})
+    assert "y" not in list_models()
 
 
 def test_unknown_names_are_told_the_nearest() -> None:

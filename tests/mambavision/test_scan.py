@@ -222,3 +222,18 @@ def test_unknown_backend_is_refused() -> None:
 def test_scan_path_on_cpu() -> None:
     assert scan_path("cpu") == "loop"
     assert scan_path(torch.device("cpu")) == "loop"
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 2), (2, 3, 0, 2)])
+def test_nothing_to_scan(shape: tuple[int, int, int, int]) -> None:
+    args = {name: value.requires_grad_() for name, value in make(*shape).items()}
+    y = selective_scan(**args, delta_softplus=True)
+    assert y.shape == shape[:3]
+    y.sum().backward()
+    assert all(value.grad is not None and not value.grad.any() for value in args.values())
+
+
+def test_whole_numbers_are_refused() -> None:
+    args = make(1, 2, 3, 2)
+    with pytest.raises(ValueError, match=r"^u: torch\.int64 is not allowed"):
+        selective_scan(**args | {"u": args["u"].long()})

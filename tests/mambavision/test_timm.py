@@ -311,10 +311,18 @@ def test_published_weights_are_not_there() -> None:
     assert not any(cfg.has_weights for cfg in get_arch_pretrained_cfgs("mambavision_t").values())
 
 
-def test_a_damaged_entry_does_not_keep_timm_from_being_imported(root: Path) -> None:
-    _, folder = save()
-    (folder / "config.json").write_text("{")
-    code = "import timm, mambavision; assert timm.is_model('mambavision_t') and not timm.is_model('mine')"
+def test_no_entry_keeps_timm_from_being_imported(root: Path) -> None:
+    for name in ("mine", "poor", "sys", "default_cfgs", "register_entry"):
+        save(name)
+    (root / "mine" / "config.json").write_text("{")
+    poor = json.loads((root / "poor" / "config.json").read_text())
+    poor["pretrained_cfg"] |= {"std": None, "input_size": [1]}
+    (root / "poor" / "config.json").write_text(json.dumps(poor))
+    code = (
+        "import timm, mambavision; assert timm.is_model('mambavision_t');"
+        "assert not timm.is_model('mine') and not timm.is_model('poor');"
+        "[timm.create_model(name, pretrained=True) for name in ('sys', 'default_cfgs', 'register_entry')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
