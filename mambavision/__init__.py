@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mambavision.layout import HybridLayout, LayoutError, StageLayout
 
 if TYPE_CHECKING:
+    from mambavision.data import create_image_loaders, create_synthetic_dataset
     from mambavision.library import (
         LibraryError,
         create_mambavision_small,
@@ -24,33 +25,52 @@ if TYPE_CHECKING:
         list_models,
     )
     from mambavision.model import MambaVision
+    from mambavision.onnx_export import ExportError, export_onnx
+    from mambavision.plots import model_architecture_diagram, plot_training_curves, visualize_sample_data
     from mambavision.released import load_released_weights
     from mambavision.scan import selective_scan
+    from mambavision.training import Trainer
 
 __all__ = [
+    "ExportError",
     "HybridLayout",
     "LayoutError",
     "LibraryError",
     "MambaVision",
     "StageLayout",
+    "Trainer",
     "cost",
+    "create_image_loaders",
     "create_mambavision_small",
     "create_mambavision_tiny",
     "create_model",
+    "create_synthetic_dataset",
+    "export_onnx",
     "list_models",
     "load_released_weights",
+    "model_architecture_diagram",
+    "plot_training_curves",
     "selective_scan",
+    "visualize_sample_data",
 ]
 
 _HOMES = {
+    "ExportError": "onnx_export",
     "LibraryError": "library",
     "MambaVision": "model",
+    "Trainer": "training",
+    "create_image_loaders": "data",
     "create_mambavision_small": "library",
     "create_mambavision_tiny": "library",
     "create_model": "library",
+    "create_synthetic_dataset": "data",
+    "export_onnx": "onnx_export",
     "list_models": "library",
     "load_released_weights": "released",
+    "model_architecture_diagram": "plots",
+    "plot_training_curves": "plots",
     "selective_scan": "scan",
+    "visualize_sample_data": "plots",
 }
 
 

@@ -184,4 +184,5 @@ def _scan_alive(stage: StageLayout, letter: str, batch: int, length: int) -> tup
     step = batch * inner * stage.state
     steps = min(length, max(1, SCAN_SLAB // step))
     slabs = (2 * steps + 1) * step + steps * batch * inner
-    return around, tokens * (3 * inner + 2 * stage.state) + slabs
+    # The step sizes of the whole sequence; all else a slab at a time.
+    return around, tokens * inner + slabs + steps * batch * (inner + 2 * stage.state)

@@ -12,8 +12,9 @@ import gzip
 import hashlib
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 log = logging.getLogger(__name__)
 
@@ -617,3 +620,220 @@ _LOADERS: dict[str, Callable[[Path | None], _Source]] = {
     "cifar100": _cifar100,
     "folder": _folder,
 }
+
+
+# -- data sets and loaders for a Trainer -----------------------------------------------------------------------------
+
+RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+"""timm's usual RandAugment: magnitude 9 with a spread of 0.5, stronger always worse."""
+
+
+class SyntheticImages(Dataset[tuple[Tensor, int]]):
+    """Images that a model can learn to tell apart, made when asked for; see `create_synthetic_dataset`."""
+
+    def __init__(self, size: int, image_size: int, num_classes: int, channels: int, seed: int) -> None:
+        self.size = size
+        self.image_size = image_size
+        self.classes = tuple(f"class {number}" for number in range(num_classes))
+        self.seed = seed
+        # The same for every seed, so that one made for validation has the classes of one made for training.
+        generator = torch.Generator().manual_seed(0)
+        self.patterns = torch.randn(num_classes, channels, 4, 4, generator=generator)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """A float image (channels, image_size, image_size) with mean near 0 and deviation near 1, and its class."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"index {index} of {self.size} images")
+        label = index % len(self.classes)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        side = (self.image_size, self.image_size)
+        image = F.interpolate(self.patterns[label, None], side, mode="bicubic", align_corners=False)[0]
+        shift = torch.randint(-(self.image_size // 8), self.image_size // 8 + 1, (2,), generator=generator)
+        contrast = 0.6 + 0.6 * torch.rand((), generator=generator)
+        noise = 0.7 * torch.randn(image.shape, generator=generator)
+        return contrast * image.roll(shift.tolist(), (1, 2)) + noise, label
+
+
+def create_synthetic_dataset(
+    size: int = 1000, *, image_size: int = 224, num_classes: int = 10, channels: int = 3, seed: int = 0
+) -> SyntheticImages:
+    """A data set for trying out a training: each class a blurred pattern of colours, shifted, and hidden in noise.
+
+    Args:
+        size: how many images, 1 or more; classes take turns.
+        image_size: side in pixels, 8 to 4096.
+        num_classes: 2 to 10,000.
+        channels: 1 or more.
+        seed: of shifts, contrast and noise, 0 or more; another seed gives other images of the same classes.
+
+    Returns:
+        A data set of (float image (channels, image_size, image_size), class); the same arguments give the same images.
+
+    Raises:
+        DataError: a value that is not allowed.
+    """
+    _check_count("size", size, 1, 2**31)
+    _check_count("image_size", image_size, 8, 4096)
+    _check_count("num_classes", num_classes, 2, 10_000)
+    _check_count("channels", channels, 1, 1024)
+    _check_count("seed", seed, 0, 2**31)
+    return SyntheticImages(size, image_size, num_classes, channels, seed)
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Image files with their classes, decoded and transformed when asked for.
+
+    Args:
+        files: images.
+        labels: class of each, an index into `classes`.
+        classes: names of the classes.
+        transform: PIL image to tensor.
+        mode: of the PIL image, ``"RGB"`` or ``"L"``.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        classes: tuple[str, ...],
+        transform: Callable[[Any], Tensor],
+        mode: str = "RGB",
+    ) -> None:
+        self.files = files
+        self.labels = labels
+        self.classes = classes
+        self.transform = transform
+        self.mode = mode
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """An image as the transform gives it, and its class.
+
+        Raises:
+            DataError: names a file that cannot be read.
+        """
+        from PIL import Image
+
+        try:
+            with Image.open(self.files[index]) as file:
+                image = file.convert(self.mode)
+        except Exception as error:  # Pillow raises many kinds for files that are no whole image, or far too large
+            raise DataError(f"data: cannot read {self.files[index]} ({error}); repair or remove it") from None
+        return self.transform(image), self.labels[index]
+
+
+def create_image_loaders(
+    root: str | Path,
+    entry: str | Mapping[str, Any],
+    *,
+    batch_size: int = 64,
+    image_size: int | None = None,
+    randaugment: str | None = RANDAUGMENT,
+    workers: int = 0,
+    seed: int = 0,
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Loaders of a folder of images for training a model of the library further.
+
+    Training images are cut at random, mirrored, and changed by RandAugment; validation images are resized and cut in
+    the middle. Both are normalised as the entry says.
+
+    Args:
+        root: ``ROOT/train/CLASS/*.jpg`` and ``ROOT/val/CLASS/*.jpg`` (or ``test``), or ``ROOT/CLASS/*.jpg``: then a
+            fifth of the images, with even classes, is kept for validation.
+        entry: name of a model in the library, or its configuration (`load_entry_config`).
+        batch_size: images a batch, 2 or more; made even and no larger than the training set.
+        image_size: side in pixels, 1 to 4096; None takes the entry's.
+        randaugment: a RandAugment of timm, e.g. ``"rand-m9-mstd0.5-inc1"``; None for none.
+        workers: processes that decode images; 0 decodes in this one.
+        seed: which images are kept for validation.
+
+    Returns:
+        The training loader (shuffled, without an incomplete batch) and the validation loader. The names of the classes
+        are ``loader.dataset.classes``.
+
+    Raises:
+        DataError: a folder without usable images, or a value that is not allowed.
+        LibraryError: an unknown entry.
+    """
+    from timm.data import create_transform
+
+    from mambavision.library import load_entry_config
+
+    _check_count("batch_size", batch_size, 2, 2**20)
+    _check_count("image_size", image_size, 1, 4096)
+    _check_count("workers", workers, 0, 1024)
+    config = load_entry_config(entry) if isinstance(entry, str) else entry
+    channels = config["in_chans"]
+    if channels not in (1, 3):
+        raise DataError(f"data folder: the model takes {channels} channels; image files have 1 or 3")
+    train, val, classes = _train_and_val(Path(root).expanduser(), seed)
+    size = list(config["input_size"][1:]) if image_size is None else [image_size, image_size]
+    prepared = {
+        "input_size": (channels, *size),
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": config.get("interpolation", "bilinear"),
+    }
+    if randaugment is not None and not _RANDAUGMENT.fullmatch(randaugment):
+        raise DataError(
+            f"randaugment: {randaugment!r} is not allowed; one of timm's, such as {RANDAUGMENT!r} (m magnitude, mstd "
+            "its spread, n operations, p probability, inc1: a larger magnitude is always stronger), or none"
+        )
+    training = create_transform(**prepared, is_training=True, auto_augment=randaugment)
+    _keep_a_bit(training)
+    fixed = create_transform(**prepared, crop_pct=config.get("crop_pct"), crop_mode=config.get("crop_mode"))
+    mode = "L" if channels == 1 else "RGB"
+    even = min(batch_size, len(train[0])) // 2 * 2
+    if not even:
+        raise DataError(f"data folder: {len(train[0])} training image in {root}; two or more are needed")
+    common: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    return (
+        DataLoader(ImageFiles(*train, classes, training, mode), even, shuffle=True, drop_last=True, **common),
+        DataLoader(ImageFiles(*val, classes, fixed, mode), batch_size, **common),
+    )
+
+
+# timm passes over what it does not know.
+_RANDAUGMENT = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?)*")
+
+
+def _keep_a_bit(transform: Any) -> None:
+    """Let RandAugment's posterize keep a bit at least: at its strongest timm asks for none, which Pillow refuses."""
+    from timm.data.auto_augment import posterize
+
+    for step in transform.transforms:
+        for operation in getattr(step, "ops", ()):
+            if getattr(operation, "aug_fn", None) is posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Any, bits: int, **options: Any) -> Any:
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, max(1, bits), **options)
+
+
+_Files = tuple[list[Path], list[int]]
+
+
+def _train_and_val(root: Path, seed: int) -> tuple[_Files, _Files, tuple[str, ...]]:
+    source = _folder(root)
+    files, labels = source.train
+    assert isinstance(files, list)
+    if len(source.classes) < 2:
+        raise DataError(f"data folder: only one class, {source.classes[0]!r}, in {root}; two or more are needed")
+    given = source.val or source.test
+    _check_classes("folder", source, held_out=given is None)
+    if given is not None:
+        assert isinstance(given[0], list)
+        return (files, labels.tolist()), (given[0], given[1].tolist()), source.classes
+    everything = np.arange(len(labels))
+    chosen = _held_out(labels, everything, max(len(labels) // 5, len(source.classes)), seed)
+    rest = np.setdiff1d(everything, chosen)
+    train, val = (([files[i] for i in index], labels[index].tolist()) for index in (rest, np.sort(chosen)))
+    return train, val, source.classes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -164,7 +165,39 @@ def load_entry_config(name: str) -> dict[str, Any]:
     for field in ("layout", "num_classes", "in_chans"):
         if field not in config:
             raise LibraryError(f"{path}: {field} is missing")
+    if problem := _preparation_problem(config, config["in_chans"]):
+        raise LibraryError(f"{path}: {problem}")
     return config
+
+
+def _preparation_problem(config: Mapping[str, Any], in_chans: Any) -> str | None:
+    """What is wrong with what an entry says of its classes and images; None if nothing is."""
+
+    def whole(value: Any, least: int) -> bool:
+        return type(value) is int and value >= least
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and all(
+            isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in value
+        )
+
+    size: Any = config.get("input_size")
+    std: Any = config.get("std")
+    if not whole(in_chans, 1):
+        return f"in_chans: {in_chans!r} is not allowed; a whole number, 1 or more"
+    if "num_classes" in config and not whole(config["num_classes"], 0):
+        return f"num_classes: {config['num_classes']!r} is not allowed; a whole number, 0 or more"
+    if "input_size" in config and not (
+        isinstance(size, (list, tuple)) and len(size) == 3 and all(whole(x, 1) for x in size) and size[0] == in_chans
+    ):
+        return f"input_size: {size!r} is not allowed; [{in_chans}, height, width], as it takes {in_chans} channel(s)"
+    for field in ("mean", "std"):
+        value: Any = config.get(field)
+        if field in config and not (numbers(value) and len(value) in (1, in_chans)):
+            return f"{field}: {value!r} is not allowed; a list of {in_chans} number(s), one for each channel"
+    if "std" in config and min(std) <= 0:
+        return f"std: {std!r} is not allowed; numbers above 0"
+    return None
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -174,8 +207,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(pretrained, dict) or not isinstance(arguments, dict):
         return config
     flat = {key: pretrained[key] for key in _PREPARATION if key in pretrained} | arguments
-    if flat.get("input_size"):
-        flat["in_chans"] = flat["input_size"][0]
+    if "input_size" in flat:
+        size = flat["input_size"]
+        flat["in_chans"] = size[0] if isinstance(size, list) and size else 3  # the check names a wrong size
     rest = {key: value for key, value in config.items() if key not in ("pretrained_cfg", "model_args")}
     return flat | rest
 
@@ -298,25 +332,26 @@ def save_entry(
         LibraryError: a name that is not allowed or taken, weights that do not fit the layout, or a missing field.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from mambavision.model import MambaVision
     from mambavision.released import misfit
 
-    folder = _folder(name)
-    if name in SHIPPED or name == ARCHITECTURE:
-        raise LibraryError(f"name: {name!r} is a name of the library's own; choose another")
-    if folder.exists() and not overwrite:
-        raise LibraryError(f"name: {name!r} exists already ({folder}); choose another, or overwrite it")
+    folder = free_folder(name, overwrite=overwrite)
     for field in ("input_size", "mean", "std"):
         if field not in config:
             raise LibraryError(f"config: {field} is missing; an entry says how its images are prepared")
+    if problem := _preparation_problem({**config, "num_classes": num_classes}, in_chans):
+        raise LibraryError(f"config: {problem}")
     with torch.device("meta"):
         problem = misfit(MambaVision(layout, num_classes, in_chans), state_dict)
     if problem:
         raise LibraryError(f"{name}: {problem}")
 
-    data = _nested(layout, num_classes, in_chans, config)
+    try:
+        data = json.dumps(_nested(layout, num_classes, config), indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise LibraryError(f"config: cannot be written as JSON ({error}); plain values only") from None
     # Copies, as safetensors takes neither shared memory nor other strides.
     tensors = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
@@ -326,9 +361,10 @@ def save_entry(
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        (new / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        (new / "config.json").write_text(data, encoding="utf-8")
         (new / "card.md").write_text(card, encoding="utf-8")
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        # Not save_file, whose files only their owner may read.
+        (new / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         if overwrite and folder.exists():
             os.rename(folder, Path(scratch) / "old")
         try:
@@ -340,10 +376,22 @@ def save_entry(
     return folder
 
 
-def _nested(layout: HybridLayout, num_classes: int, in_chans: int, config: Mapping[str, Any]) -> dict[str, Any]:
+def free_folder(name: str, *, overwrite: bool = False) -> Path:
+    """The folder that an entry of this name would take.
+
+    Raises:
+        LibraryError: a name that is not allowed, or that is taken and shall not be overwritten.
+    """
+    folder = _folder(name)
+    if name in SHIPPED or name == ARCHITECTURE:
+        raise LibraryError(f"name: {name!r} is a name of the library's own; choose another")
+    if folder.exists() and not overwrite:
+        raise LibraryError(f"name: {name!r} exists already ({folder}); choose another, or --overwrite it")
+    return folder
+
+
+def _nested(layout: HybridLayout, num_classes: int, config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json as timm writes it; what timm does not know stands beside."""
-    if list(config["input_size"])[:1] != [in_chans]:
-        raise LibraryError(f"config: input_size {config['input_size']!r} does not start with the {in_chans} channels")
     preparation = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
     preparation |= {key: config[key] for key in _PREPARATION if key in config}
     stem = "patch_embed.conv_down.0" if layout.stem == "conv" else "patch_embed.proj"

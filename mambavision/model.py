@@ -50,10 +50,14 @@ class PatchStem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, patch: int) -> None:
         super().__init__()
+        self.patch = patch
         self.proj = nn.Conv2d(in_chans, dim, patch, patch)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Image to map."""
+        """Image to map. Raises ValueError for an image smaller than a patch."""
+        if x_BCHW.shape[2] < self.patch or x_BCHW.shape[3] < self.patch:
+            size = f"{x_BCHW.shape[2]} × {x_BCHW.shape[3]}"
+            raise ValueError(f"image: {size} px is not allowed; at least the patch, {self.patch} px")
         x = self.proj(x_BCHW)
         height, width = x.shape[2:]
         positions = build_sincos2d_pos_embed([height, width], x.shape[1], device=x.device, dtype=x.dtype)
@@ -102,7 +106,9 @@ class Stage(nn.Module):
     def _run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
-                again = {} if self.hybrid else {"context_fn": functools.partial(_checkpoint_contexts, block)}
+                again: dict[str, Any] = {}
+                if not self.hybrid:
+                    again["context_fn"] = functools.partial(_checkpoint_contexts, block)
                 x = checkpoint(block, x, use_reentrant=False, **again)
             else:
                 x = block(x)
@@ -117,16 +123,20 @@ def _checkpoint_contexts(block: nn.Module) -> tuple[AbstractContextManager[None]
 @contextmanager
 def _statistics_frozen(block: nn.Module) -> Iterator[None]:
     """BatchNorms take the statistics of the batch, but do not add them to their running ones a second time."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    before = [
+        (module, module.momentum, count.clone())
+        for module in block.modules()
+        if isinstance(module, kinds) and (count := module.num_batches_tracked) is not None
+    ]
+    for norm, _, _ in before:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+        for norm, momentum, count in before:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            norm.num_batches_tracked = count
 
 
 def to_windows(x_BCHW: Tensor, window: tuple[int, int]) -> Tensor:
@@ -184,13 +194,14 @@ class MambaVision(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"num_classes: {num_classes!r} is not allowed; 0 or more")
-        if in_chans < 1:
-            raise ValueError(f"in_chans: {in_chans!r} is not allowed; 1 or more")
+        if not isinstance(layout, HybridLayout):
+            raise ValueError(f"layout: a {type(layout).__name__} is not allowed; a HybridLayout (or its from_dict)")
+        _check_classes(num_classes)
+        if type(in_chans) is not int or in_chans < 1:
+            raise ValueError(f"in_chans: {in_chans!r} is not allowed; a whole number, 1 or more")
         for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name}: {rate!r} is not allowed; from 0 to below 1")
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name}: {rate!r} is not allowed; a number from 0 to below 1")
         if dt_init not in DT_INITS:
             raise ValueError(f"dt_init: {dt_init!r} is not allowed; one of {', '.join(DT_INITS)}")
         _check_pool(global_pool)
@@ -240,6 +251,10 @@ class MambaVision(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def _stages(self) -> list[Stage]:
+        return [level for level in self.levels if isinstance(level, Stage)]
+
     # -- what timm asks of a model ------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
@@ -262,7 +277,7 @@ class MambaVision(nn.Module):
 
         Same gradients and running statistics; the memory of one block instead of all, for one more forward pass.
         """
-        for level in self.levels:
+        for level in self._stages:
             level.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -279,8 +294,7 @@ class MambaVision(nn.Module):
         Raises:
             ValueError: if an argument is not allowed.
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes: {num_classes!r} is not allowed; 0 or more")
+        _check_classes(num_classes)
         if global_pool is not None:
             _check_pool(global_pool)
             self.global_pool = global_pool
@@ -323,7 +337,7 @@ class MambaVision(nn.Module):
         final = len(self.layout.stages) - 1
         maps = []
         x = self.patch_embed(x_BCHW)
-        for i, level in enumerate(self.levels[: last + 1] if stop_early else self.levels):
+        for i, level in enumerate(self._stages[: last + 1] if stop_early else self._stages):
             x = level.forward_blocks(x)
             if i in take:
                 maps.append(self.norm(x) if norm and i == final else x)
@@ -341,7 +355,7 @@ class MambaVision(nn.Module):
         pruned = last + 1 < len(self.levels)
         if pruned:
             self.levels = self.levels[: last + 1]
-            self.levels[-1].downsample = None
+            self._stages[-1].downsample = None
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_norm or pruned:
             self.norm = nn.Identity()
@@ -372,6 +386,11 @@ class MambaVision(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, for any H and W of a pixel (patch) or more."""
         return self.forward_head(self.forward_features(x_BCHW))
+
+
+def _check_classes(num_classes: object) -> None:
+    if type(num_classes) is not int or num_classes < 0:
+        raise ValueError(f"num_classes: {num_classes!r} is not allowed; a whole number, 0 or more")
 
 
 def _check_pool(global_pool: str) -> None:

@@ -61,7 +61,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             f"safetensors.torch.save_file(model.state_dict(), …). ({reason})"
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0] if str(error) else "it is empty or cut off"
+        raise ValueError(f"{path}: cannot be read as weights ({reason})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds a {type(found).__name__}; a mapping of names to tensors is wanted")
     return found
@@ -84,9 +85,19 @@ def misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
         for name, value in own.items()
         if name in weights and weights[name].shape != value.shape
     ]
+    other_kind = [
+        f"{_placed(name)} {str(weights[name].dtype).removeprefix('torch.')} instead of floating point"
+        for name, value in own.items()
+        if name in weights and value.is_floating_point() and not weights[name].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshaped),
+            ("of another kind", other_kind),
+        )
         if names
     ]
     return f"weights do not fit the model's layout: {'; '.join(problems)}" if problems else None

@@ -7,7 +7,6 @@ takes any layout: ``timm.create_model("mambavision", layout=…)``; so timm also
 from __future__ import annotations
 
 import dataclasses
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,14 +32,14 @@ def register_entry(name: str) -> None:
         return
     try:
         config = load_entry_config(name)
-        layout = HybridLayout.from_dict(config["layout"])
+        cfg = _default_cfg(name, HybridLayout.from_dict(config["layout"]), config)
     except (LibraryError, LayoutError):
         return  # create_model says what is wrong with it; importing timm must not fail for it
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         return _build(name, pretrained, load_entry_config(name), options)
 
-    _register(name, build, _default_cfg(name, layout, config))
+    _register(name, build, cfg)
 
 
 def _build(name: str, pretrained: bool, config: Mapping[str, Any], options: dict[str, Any]) -> nn.Module:
@@ -89,11 +88,11 @@ def _default_cfg(name: str, layout: HybridLayout, config: Mapping[str, Any]) -> 
 
 
 def _register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any]) -> None:
-    # timm registers a function under its name, with the configuration that its module holds for that name.
+    # timm registers a function under its name, with the configuration that its module holds for that name. The function
+    # is no attribute of the module: an entry may be called as anything here is.
     build.__name__ = build.__qualname__ = name
     build.__module__ = __name__
     default_cfgs[name] = cfg
-    setattr(sys.modules[__name__], name, build)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=f"Overwriting {name} in registry")
         register_model(build)

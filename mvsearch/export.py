@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambavision.layout import HybridLayout
+from mambavision.card import train_further
+from mambavision.layout import LETTERS, HybridLayout
 from mambavision.library import library_root, save_entry
 from mvsearch.front import PICKS, pick, point_of
 from mvsearch.ledger import StudyError
@@ -155,9 +156,17 @@ def card(study: StudyData, record: TrialRecord, name: str) -> str:
     )
     stages = "\n".join(
         f"| {number} | `{stage['blocks']}` | {stage['dim']} | "
-        f"{stage['state'] if any(b in 'MG' for b in stage['blocks']) else '–'} | "
-        f"{stage['heads'] if 'A' in stage['blocks'] else '–'} | {stage['window'] or 'whole map'} |"
+        f"{stage['state'] if any(LETTERS[b].scans for b in stage['blocks']) else '–'} | "
+        f"{stage['heads'] if any(LETTERS[b].attends for b in stage['blocks']) else '–'} | "
+        f"{stage['window'] or 'whole map'} |"
         for number, stage in enumerate(record.layout["stages"], start=1)
+    )
+    used = "".join(stage["blocks"] for stage in record.layout["stages"])
+    letters = ", ".join(f"{letter} {kind.name}" for letter, kind in LETTERS.items() if letter in used)
+    stem = (
+        f"Stem: patches of {record.layout['patch']} px."
+        if record.layout["stem"] == "patch"
+        else f"Stem: two 3×3 convolutions, stride {record.layout['stem_stride']}."
     )
     stride = (
         f", stem_stride={proxy['stem_stride']}"
@@ -185,7 +194,7 @@ Found by the search `{study.name}` of mvsearch; not confirmed with fresh seeds o
 |--:|---|--:|--:|--:|---|
 {stages}
 
-Blocks: C residual conv, M MambaVision mixer, A self-attention.
+{stem} Blocks: {letters}.
 
 ## Numbers
 
@@ -213,6 +222,7 @@ mean, std = (torch.tensor(config[part]).view(1, -1, 1, 1) for part in ("mean", "
 logits = model((images_uint8.float() / 255 - mean) / std)  # (B, {data["channels"]}, {size}, {size})
 ```
 
+{train_further(name)}
 ## Reproduce
 
 `{study.environment["command"]}` with mvsearch {study.environment["versions"]["mvsearch"]}, torch \

@@ -2,6 +2,9 @@ import os
 import sys
 from pathlib import Path
 
+# Small tensors: a second thread costs more than it gives, most of all beside another test. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

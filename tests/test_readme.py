@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mvsearch.cli import app
+import mambavision.cli
+import mvsearch.cli
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -19,11 +20,12 @@ def test_the_python_block_runs():
 
 
 def commands():
-    return sorted(set(re.findall(r"mvsearch (\w+)", README.read_text())) & {"launch", "space", "export", "init"})
+    return sorted(set(re.findall(r"^    (mvsearch|mambavision) (\w+)", README.read_text(), re.MULTILINE)))
 
 
-@pytest.mark.parametrize("verb", commands())
-def test_the_verbs_exist(verb):
+@pytest.mark.parametrize(("program", "verb"), commands())
+def test_the_verbs_exist(program, verb):
+    app = {"mvsearch": mvsearch.cli.app, "mambavision": mambavision.cli.app}[program]
     assert CliRunner().invoke(app, [verb, "--help"]).exit_code == 0
 
 

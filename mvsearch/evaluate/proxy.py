@@ -25,12 +25,9 @@ from torch import Tensor
 from mambavision.data import ImageData
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
+from mambavision.training import TrainingDiverged, autocast_for, train_step
 
 EVAL_BATCH = 256
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +97,6 @@ def augment(images_BCHW: Tensor, kind: str, generator: torch.Generator) -> Tenso
     padded_BHWC = F.pad(images_BCHW, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
     index = torch.arange(batch, device=device)[:, None, None]
     return padded_BHWC[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-def autocast_for(dtype: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast context of a dtype name; ``"auto"`` is bfloat16 on CUDA devices that have it, else float32."""
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if dtype == "float32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def train(
@@ -183,15 +171,16 @@ def train(
                         group["lr"] = rate
                     index = order[batch * settings.batch_size : (batch + 1) * settings.batch_size]
                     inputs = data.normalise(augment(data.train_images[index], kind, generator))
-                    with autocast():
-                        loss = F.cross_entropy(model(inputs).float(), data.train_labels[index])
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if settings.clip_norm is not None:
-                        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-                    optimizer.step()
-                    ema.update(model, step=step)
-                    total += loss.detach()
+                    total += train_step(
+                        model,
+                        [(inputs, data.train_labels[index], 1)],
+                        F.cross_entropy,
+                        optimizer,
+                        autocast=autocast,
+                        clip_norm=settings.clip_norm,
+                        ema=ema,
+                        step=step,
+                    )
                     train_seconds += time.perf_counter() - began
             mean_loss = total.item() / steps_per_epoch
             if not math.isfinite(mean_loss):

@@ -1,15 +1,20 @@
-"""Numbers and times as a person reads them."""
+"""Numbers and times as a person reads them; a dash for what is not known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from mambavision import words
+from mambavision.words import duration, plural
+
+__all__ = ["count", "duration", "factor", "fixed", "listed", "percent", "plural", "points", "scaled", "with_error"]
 
 DASH = "–"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share from 0 to 1 as ``"81.2 %"``."""
-    return DASH if value is None else f"{100 * value:.{digits}f} %"
+    return DASH if value is None else words.percent(value, digits)
 
 
 def with_error(value: float | None, error: float | None, digits: int = 1) -> str:
@@ -39,29 +44,9 @@ def count(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
 
-def plural(number: int, noun: str) -> str:
-    """``"1 layout"``, ``"7 layouts"``."""
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
-
-
 def scaled(value: float | None, unit: str = "") -> str:
     """Three digits and a decimal prefix, ``"1.23 M"``, ``"48.1 MB"`` with unit ``"B"``."""
-    if value is None:
-        return DASH
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".strip()
-
-
-def duration(seconds: float) -> str:
-    """``"12 s"``, ``"3 min 20 s"``, ``"2 h 5 min"``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return DASH if value is None else words.scaled(value, unit)
 
 
 def listed(items: Sequence[str]) -> str:

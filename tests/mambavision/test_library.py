@@ -15,7 +15,7 @@ from layouts import three_stages
 import mambavision
 from mambavision import create_model, list_models
 from mambavision.layout import LayoutError
-from mambavision.library import PUBLISHED, SHIPPED, LibraryError, load_entry_config, save_entry
+from mambavision.library import SHIPPED, LibraryError, load_entry_config, save_entry
 from mambavision.model import MambaVision
 
 CONFIG = {"input_size": [1, 16, 16], "mean": [0.5], "std": [0.25], "trial": 12}
@@ -57,7 +57,7 @@ def test_columnar_models() -> None:
     assert (tiny.layout.pattern, small.layout.pattern) == ("GGGGAAAA", "GGGGGGAAAAAA")
     assert mixed.layout.pattern == "GGAAAAAA"
     assert mixed.patch_embed.proj.weight.shape == (128, 1, 4, 4)
-    with pytest.raises(LayoutError, match="^use_mamba_ratio: 2 is not allowed"):
+    with pytest.raises(LayoutError, match=r"^use_mamba_ratio: 2 is not allowed"):
         mambavision.create_mambavision_tiny(10, use_mamba_ratio=2)
     with pytest.raises(LibraryError, match="no weights of this layout"):
         mambavision.create_mambavision_tiny(10, pretrained=True)
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save", full)
     for name, overwrite in (("mine", True), ("other", False)):
         with pytest.raises(OSError, match="No space"):
             save(name, card="half", overwrite=overwrite)
@@ -137,11 +137,39 @@ def test_weights_must_fit_the_layout() -> None:
     model = MambaVision(three_stages(), num_classes=5, in_chans=1)
     with pytest.raises(LibraryError, match=r"head\.weight"):
         save_entry("x", model.layout, model.state_dict(), num_classes=4, in_chans=1, config=CONFIG, card="")
-    with pytest.raises(LibraryError, match=r"config: input_size \[3, 16, 16\] does not start with the 1 channels"):
-        save("x", config=CONFIG | {"input_size": [3, 16, 16]})
     with pytest.raises(LibraryError, match="config: mean is missing"):
         save("x", config={"input_size": [1, 16, 16]})
     assert "x" not in list_models()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("input_size", [3, 16, 16]),
+        ("input_size", [1]),
+        ("input_size", 16),
+        ("mean", None),
+        ("mean", "x"),
+        ("std", None),
+        ("std", [0.0]),
+        ("std", [float("nan")]),
+        ("std", [0.1, 0.2]),
+    ],
+)
+def test_what_an_entry_says_of_its_images_is_checked(root: Path, field: str, value: Any) -> None:
+    with pytest.raises(LibraryError, match=f"^config: {field}: .* is not allowed"):
+        save("x", config=CONFIG | {field: value})
+    assert not (root / "x").exists()
+    _, folder = save()
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    if value != [3, 16, 16]:
+        with pytest.raises(LibraryError, match=rf"config\.json: {field}: "):
+            create_model("mine")
+    with pytest.raises(LibraryError, match="cannot be written as JSON"):
+        save("y", config=CONFIG | {"z": object()})
+    assert "y" not in list_models()
 
 
 def test_unknown_names_are_told_the_nearest() -> None:

@@ -349,8 +349,38 @@ def test_exports_with_the_scan_as_one_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("num_classes", -1), ("in_chans", 0), ("drop_path_rate", 1.0), ("dt_init", "oficial")]
+    ("argument", "value"),
+    [
+        ("num_classes", -1),
+        ("num_classes", 2.5),
+        ("num_classes", True),
+        ("num_classes", "10"),
+        ("in_chans", 0),
+        ("in_chans", 1.0),
+        ("drop_path_rate", 1.0),
+        ("drop_path_rate", None),
+        ("drop_rate", "x"),
+        ("dt_init", "oficial"),
+        ("global_pool", "max"),
+    ],
 )
 def test_bad_arguments_are_named(argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{argument}: {value!r} is not allowed"):
         MambaVision(three_stages(), **{argument: value})
+
+
+def test_what_is_no_layout_and_no_class_count_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^layout: a dict is not allowed"):
+        MambaVision({"stages": []})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^num_classes: '3' is not allowed"):
+        MambaVision(three_stages(), 2).reset_classifier("3")  # type: ignore[arg-type]
+
+
+def test_an_image_smaller_than_a_patch_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^image: 8 × 3 px is not allowed; at least the patch, 4 px"):
+        MambaVision(columnar())(torch.randn(1, 3, 8, 3))
+
+
+def test_no_images_give_no_logits() -> None:
+    model = MambaVision(three_stages("MA"), num_classes=3).eval()
+    assert model(torch.randn(0, 3, 16, 16)).shape == (0, 3)

@@ -90,8 +90,9 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no weights")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save(model().state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "empty.pth").touch()
     (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
-    for name in ("text.pth", "text.safetensors", "list.pth", "half.pth", "none.pth", ""):
+    for name in ("text.pth", "text.safetensors", "list.pth", "half.pth", "empty.pth", "none.pth", ""):
         with pytest.raises(ValueError, match="^" + re.escape(str(tmp_path / name))):
             load_released_weights(model(), tmp_path / name)
 
@@ -101,3 +102,9 @@ def test_a_file_of_another_layout_names_the_stage(tmp_path: Path) -> None:
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"stage 3: levels\.2\.blocks\.0\.mixer\.A_log \(16, 7\) instead of \(16, 4\)"):
         load_released_weights(model(), tmp_path / "other.safetensors")
+
+
+def test_whole_numbers_are_no_weights() -> None:
+    weights = {name: value.int() for name, value in model().state_dict().items()}
+    with pytest.raises(ValueError, match="int32 instead of floating point"):
+        load_released_weights(model(), weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ def small_slab(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 5)),
     slab=st.sampled_from([1, 37, 1 << 18]),
+    kept=st.sampled_from([1, 1 << 23]),
+    wide=st.sampled_from([1, 128]),
     skip=st.booleans(),
     bias=st.booleans(),
     softplus=st.booleans(),
@@ -51,6 +54,8 @@ def small_slab(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loop_equals_plain_recurrence(
     shape: tuple[int, int, int, int],
     slab: int,
+    kept: int,
+    wide: int,
     skip: bool,
     bias: bool,
     softplus: bool,
@@ -70,6 +75,8 @@ def test_loop_equals_plain_recurrence(
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "SLAB", slab)
+        patch.setattr(loop, "KEPT", kept)
+        patch.setattr(loop, "WIDE", wide)
         for backend in ("loop", "reference"):
             leaves = {name: value.clone().requires_grad_() for name, value in args.items()}
             y = selective_scan(**leaves, delta_softplus=softplus, backend=backend)
@@ -116,6 +123,48 @@ def test_autocast_leaves_the_state_alone(backend: str) -> None:
     mixed_grads = torch.autograd.grad(mixed.sum(), list(leaves.values()))
     torch.testing.assert_close(mixed, plain, rtol=0, atol=0)
     torch.testing.assert_close(mixed_grads, plain_grads, rtol=0, atol=0)
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Most bytes that the allocator has handed out at one time during a call, its result included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def scan_peaks(batch: int, channels: int, length: int, state: int) -> tuple[float, float]:
+    """Peaks of a forward and of a backward pass beyond their results, in histories of the state (a state a step)."""
+    args = [*make(batch, channels, length, state, dtype=torch.float32).values()]
+    given = torch.ones_like(args[0])
+    history = batch * channels * length * state * 4
+    forward = peak_bytes(lambda: loop.loop_forward(*args, True)) - given.nbytes
+    backward = peak_bytes(lambda: loop.loop_backward(given, *args, True)) - sum(value.nbytes for value in args)
+    return forward / history, backward / history
+
+
+def test_long_sequences_need_a_fraction_of_their_states() -> None:
+    forward, backward = scan_peaks(2, 160, 4096, 8)
+    # The step sizes are an eighth of a history here, three times that is the arguments.
+    assert forward < 0.2
+    assert backward < 0.3
+
+
+def test_states_kept_are_bounded_where_a_step_fills_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slab is then one step, and its states all states: beyond the bound, 2 sqrt(256) of 256 are kept."""
+    step, length = 4 * 64 * 16, 256
+    monkeypatch.setattr(loop, "SLAB", step)
+    monkeypatch.setattr(loop, "KEPT", length * step)
+    _, all_kept = scan_peaks(4, 64, length, 16)
+    monkeypatch.setattr(loop, "KEPT", length * step - 1)
+    _, grouped = scan_peaks(4, 64, length, 16)
+    assert all_kept > 1
+    # A sixteenth for the step sizes, an eighth for 32 states, and the slabs of a few steps.
+    assert grouped < 0.25
 
 
 def test_inputs_are_not_written_to() -> None:
@@ -173,3 +222,18 @@ def test_unknown_backend_is_refused() -> None:
 def test_scan_path_on_cpu() -> None:
     assert scan_path("cpu") == "loop"
     assert scan_path(torch.device("cpu")) == "loop"
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 2), (2, 3, 0, 2)])
+def test_nothing_to_scan(shape: tuple[int, int, int, int]) -> None:
+    args = {name: value.requires_grad_() for name, value in make(*shape).items()}
+    y = selective_scan(**args, delta_softplus=True)
+    assert y.shape == shape[:3]
+    y.sum().backward()
+    assert all(value.grad is not None and not value.grad.any() for value in args.values())
+
+
+def test_whole_numbers_are_refused() -> None:
+    args = make(1, 2, 3, 2)
+    with pytest.raises(ValueError, match=r"^u: torch\.int64 is not allowed"):
+        selective_scan(**args | {"u": args["u"].long()})

@@ -28,6 +28,9 @@ SMALL: dict[str, dict[str, Any]] = {
     name: {"dim": 16, "heads": 2, "patch": 8} if "columnar" in name else {"dim": [8, 16, 32, 64], "heads": [1, 1, 2, 4]}
     for name in SHIPPED
 }
+# Narrowed, these are others of the same depth but for their windows.
+TWINS = ("mambavision_l", "mambavision_l2_512", "mambavision_l3_512")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in TWINS else []) for name in SHIPPED]
 CONFIG = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.25]}
 
 
@@ -54,7 +57,7 @@ def test_names_are_there_whichever_is_imported_first(first: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_forward_backward_and_heads(name: str) -> None:
     model = small(name, num_classes=7, drop_rate=0.1, drop_path_rate=0.1)
     images = torch.randn(2, 3, 64, 64)
@@ -91,7 +94,7 @@ def test_default_configuration(name: str) -> None:
     assert cfg["pool_size"] == layout.feature_sizes(data["input_size"][1])[-1]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_features_are_the_maps_before_the_downsamples(name: str) -> None:
     images = torch.randn(1, 3, 64, 48)
     model, backbone = small(name).eval(), small(name, features_only=True).eval()
@@ -247,6 +250,7 @@ def test_an_entry_adapts_to_other_classes_and_channels() -> None:
     torch.testing.assert_close(wide.levels.state_dict(), model.levels.state_dict())
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_it(root: Path) -> None:
     model, _ = save()
     image = torch.randn(1, 1, 32, 32)
@@ -307,10 +311,18 @@ def test_published_weights_are_not_there() -> None:
     assert not any(cfg.has_weights for cfg in get_arch_pretrained_cfgs("mambavision_t").values())
 
 
-def test_a_damaged_entry_does_not_keep_timm_from_being_imported(root: Path) -> None:
-    _, folder = save()
-    (folder / "config.json").write_text("{")
-    code = "import timm, mambavision; assert timm.is_model('mambavision_t') and not timm.is_model('mine')"
+def test_no_entry_keeps_timm_from_being_imported(root: Path) -> None:
+    for name in ("mine", "poor", "sys", "default_cfgs", "register_entry"):
+        save(name)
+    (root / "mine" / "config.json").write_text("{")
+    poor = json.loads((root / "poor" / "config.json").read_text())
+    poor["pretrained_cfg"] |= {"std": None, "input_size": [1]}
+    (root / "poor" / "config.json").write_text(json.dumps(poor))
+    code = (
+        "import timm, mambavision; assert timm.is_model('mambavision_t');"
+        "assert not timm.is_model('mine') and not timm.is_model('poor');"
+        "[timm.create_model(name, pretrained=True) for name in ('sys', 'default_cfgs', 'register_entry')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -145,6 +145,7 @@ print((logits.argmax(1) == data.val.labels).float().mean().item(), config["resul
 """
 
 
+@pytest.mark.slow
 def test_an_exported_model_gives_its_recorded_accuracy_in_a_new_process(home, tmp_path):
     library = str(tmp_path / "library")
     done = mvsearch("export", "quick", "--pick", "most-accurate", cwd=home, MAMBAVISION_LIBRARY=library)
@@ -229,6 +230,7 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, monkeypatch):
     assert re.search(r"line \d", done.stderr)
 
 
+@pytest.mark.slow
 def test_init_writes_a_space_for_a_folder_of_images_that_can_be_launched(tmp_path):
     for name, colour in (("cat", (200, 40, 40)), ("dog", (40, 40, 200))):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -266,6 +268,7 @@ def wait_for_lines(path: Path, count: int, seconds: float = 120):
     pytest.fail(f"{path} has no {count} lines after {seconds} s")
 
 
+@pytest.mark.slow
 def test_a_terminated_launch_says_how_to_go_on_and_a_second_driver_is_refused(tmp_path):
     long = ("--set", "search.trials=500", "--workers", "1")
     running = start(tmp_path, *long)
@@ -280,7 +283,7 @@ def test_a_terminated_launch_says_how_to_go_on_and_a_second_driver_is_refused(tm
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_ctrl_c_in_the_middle_of_a_training_loses_nothing(tmp_path, workers):
     """With both pools: exit code 130, the command to go on, no traceback, and no layout marked as failed."""
     running = start(tmp_path, "--set", "search.trials=500", "--set", "proxy.epochs=40", "--workers", workers)
