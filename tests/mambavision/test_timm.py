@@ -124,9 +124,13 @@ def test_some_features_leave_the_rest_of_the_model_out() -> None:
 def test_intermediates() -> None:
     model = small("mambavision_t").eval()
     images = torch.randn(1, 3, 64, 64)
+    model.norm.running_mean.add_(1)  # as it starts, the norm changes nothing
     features, maps = model.forward_intermediates(images, norm=True)
     assert len(maps) == 4
     torch.testing.assert_close(maps[-1], features)
+    _, plain = model.forward_intermediates(images)
+    assert not torch.allclose(plain[-1], features, atol=0.1)
+    torch.testing.assert_close(model.norm(plain[-1]), features)
     torch.testing.assert_close(features, model.forward_features(images))
     early, (second,) = model.forward_intermediates(images, indices=[1], stop_early=True)
     torch.testing.assert_close(second, maps[1])
