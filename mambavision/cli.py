@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import os
@@ -73,6 +74,12 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A model of the librar
 ImageSize = Annotated[int | None, typer.Option(metavar="PX", help="Side of the image; default the entry's.")]
 
 
+_EPOCHS = (
+    "Epochs in all, those before a resume included. The schedule belongs to them: another number begins anew, with "
+    "--no-resume or another --output."
+)
+
+
 class Schedule(enum.StrEnum):
     """Learning rate over the updates of a training, by timm."""
 
@@ -133,13 +140,13 @@ def show(
     from rich.text import Text
 
     from mambavision.cost import cost
-    from mambavision.library import SHIPPED, library_root
     from mambavision.plots import diagram, model_architecture_diagram
     from mambavision.strip import rich_strip
     from mambavision.words import scaled
 
     config, layout = _entry(name)
     _positive("image_size", image_size)
+    card = _card(name)
     classes, channels = config["num_classes"], config["in_chans"]
     size = tuple(config["input_size"][1:]) if image_size is None else (image_size, image_size)
     parts = diagram(layout, size, num_classes=classes, in_chans=channels)
@@ -171,13 +178,11 @@ def show(
     )
     if html is not None:
         figure = model_architecture_diagram(layout, size, num_classes=classes, in_chans=channels)
-        figure.write_html(html)
+        _write(html, figure.to_html())
         out.print(f"Written: {html}")
-    card = library_root() / name / "card.md"
-    if name not in SHIPPED and card.is_file():
-        text = card.read_text(encoding="utf-8")
+    if card is not None:
         out.print()
-        out.print(Markdown(text) if out.is_terminal else Text(text))
+        out.print(Markdown(card) if out.is_terminal else Text(card))
     out.print(f"Next: mambavision train {name} --data PATH --epochs 20")
 
 
@@ -187,7 +192,7 @@ def train(
     data: Annotated[
         Path, typer.Option(metavar="PATH", help="PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg.")
     ],
-    epochs: Annotated[int, typer.Option(metavar="N", help="Epochs in all, those before a resume included.")],
+    epochs: Annotated[int, typer.Option(metavar="N", help=_EPOCHS)],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Checkpoint, log and best weights; default trained/NAME.")
     ] = None,
@@ -236,6 +241,8 @@ def train(
         from mambavision.library import free_folder
 
         free_folder(save_as, overwrite=overwrite)  # complains before hours of training, not after them
+    folder = Path("trained") / name if output is None else output.expanduser()
+    _writable(folder)
     out = _console()
     with out.status("loading PyTorch and the folder …"):
         import torch
@@ -244,7 +251,7 @@ def train(
 
         from mambavision.data import create_image_loaders
         from mambavision.library import SHIPPED, create_model
-        from mambavision.training import Trainer, default_optimizer
+        from mambavision.training import OtherTraining, Trainer, default_optimizer
         from mambavision.words import plural
 
         if workers is None:
@@ -277,7 +284,6 @@ def train(
     )
     blend = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=len(classes)) if mixup or cutmix else None
     criterion = None if blend else torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
-    folder = Path("trained") / name if output is None else output
     trainer = Trainer(
         model,
         train_loader,
@@ -303,7 +309,10 @@ def train(
         f"images in {len(classes)} classes, batch {train_loader.batch_size}, {plural(epochs, 'epoch')} "
         f"on {trainer.device}"
     )
-    trainer.train(num_epochs=epochs)
+    try:
+        trainer.train(num_epochs=epochs)
+    except OtherTraining as error:
+        raise _BadOption(f"{error}. On the command line: {_options(error.field)}") from None
     best = trainer.best
     assert best is not None, "an epoch was measured"
     kind = ", averaged weights" if best["ema"] else ""
@@ -325,6 +334,72 @@ def train(
     entry = _save(save_as, config, layout, folder, list(classes), image_size, trained, overwrite)
     out.print(f"Written: {entry}")
     out.print(f'Next: mambavision show {save_as}, or mambavision.create_model("{save_as}", pretrained=True)')
+
+
+_FIELDS = {
+    "scheduler": "--epochs, --warmup-epochs, --schedule or --lr, as schedule and epochs belong together",
+    "optimizer": "--lr or --weight-decay",
+    "mixup": "--mixup, --cutmix or --smoothing",
+    "criterion": "--smoothing, --mixup or --cutmix",
+    "dtype": "--amp or --device",
+    "train_loader.batch_size": "--batch-size",
+    "train_loader": "--image-size",
+    "train_data.randaugment": "--randaugment",
+    "train_data.input_size": "--image-size",
+    "train_data.files": "--data or --seed (which images are kept for validation)",
+    "train_data": "NAME",
+    "batches": "--data or --batch-size",
+    "images": "--data",
+    "val_images": "--data",
+}
+
+
+def _options(field: str) -> str:
+    """The options of `train` that a setting of a `Trainer` comes from."""
+    first = field.partition(".")[0]
+    return _FIELDS.get(field) or _FIELDS.get(first) or f"--{first.replace('_', '-')}"
+
+
+def _writable(folder: Path) -> None:
+    """Refuse an output that cannot be, before anything is loaded; makes nothing, as other options may be wrong too."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _BadOption(f"output: {str(folder)!r} cannot be written ({error.strerror})") from None
+    if not there.is_dir():
+        which = "it" if there == folder.absolute() else repr(str(there))
+        raise _BadOption(f"output: {str(folder)!r} cannot be written; {which} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _BadOption(f"output: {str(folder)!r} cannot be written (no right to write in {str(there)!r})")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that a full disk leaves no half of it."""
+    # What is no plain file, such as /dev/stdout, cannot be replaced.
+    scratch = path if os.path.exists(path) and not os.path.isfile(path) else path.with_name(f".{path.name}.new")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        if scratch != path:
+            os.replace(scratch, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if scratch != path:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+
+def _card(name: str) -> str | None:
+    """The card of an entry of one's own, if it has one."""
+    from mambavision.library import SHIPPED, LibraryError, library_root
+
+    path = library_root() / name / "card.md"
+    if name in SHIPPED or not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LibraryError(f"{path}: is not UTF-8 text; write it again as UTF-8, or remove it") from None
 
 
 def _save(

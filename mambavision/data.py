@@ -357,6 +357,22 @@ def _read_image(file: Path, image_size: int) -> Array:
     return np.asarray(small).transpose(2, 0, 1)
 
 
+def _eight_bits(image: Any) -> Any:
+    """An image of at most 8 bits a channel: grey ones of 16 bits are scaled, as a conversion would clip them to white.
+
+    Raises:
+        ValueError: an image of 32 bits or floats, whose range is not known.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        # Rounded value / 257, which takes 65,535 to 255.
+        return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise ValueError(f"mode {image.mode}, more than 16 bits a channel; convert it to 8 bits first")
+    return image
+
+
 def _save(path: Path, pixels: Array) -> None:
     """Write the cache; without room or rights for it the images are simply decoded again next time."""
     try:
@@ -636,6 +652,7 @@ class SyntheticImages(Dataset[tuple[Tensor, int]]):
         self.image_size = image_size
         self.classes = tuple(f"class {number}" for number in range(num_classes))
         self.seed = seed
+        self.settings = {"image_size": image_size, "channels": channels, "seed": seed}
         # The same for every seed, so that one made for validation has the classes of one made for training.
         generator = torch.Generator().manual_seed(0)
         self.patterns = torch.randn(num_classes, channels, 4, 4, generator=generator)
@@ -692,6 +709,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         classes: names of the classes.
         transform: PIL image to tensor.
         mode: of the PIL image, ``"RGB"`` or ``"L"``.
+        settings: plain values that describe files and transform; a `Trainer` goes on only where they are the same.
     """
 
     def __init__(
@@ -701,12 +719,14 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         classes: tuple[str, ...],
         transform: Callable[[Any], Tensor],
         mode: str = "RGB",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.files = files
         self.labels = labels
         self.classes = classes
         self.transform = transform
         self.mode = mode
+        self.settings = dict(settings or {})
 
     def __len__(self) -> int:
         return len(self.files)
@@ -721,7 +741,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
         try:
             with Image.open(self.files[index]) as file:
-                image = file.convert(self.mode)
+                image = _eight_bits(file).convert(self.mode)
         except Exception as error:  # Pillow raises many kinds for files that are no whole image, or far too large
             raise DataError(f"data: cannot read {self.files[index]} ({error}); repair or remove it") from None
         return self.transform(image), self.labels[index]
@@ -788,14 +808,27 @@ def create_image_loaders(
     _keep_a_bit(training)
     fixed = create_transform(**prepared, crop_pct=config.get("crop_pct"), crop_mode=config.get("crop_mode"))
     mode = "L" if channels == 1 else "RGB"
+    described = {
+        "files": _names_digest(Path(root).expanduser(), train[0]),
+        **prepared,
+        "randaugment": randaugment,
+    }
     even = min(batch_size, len(train[0])) // 2 * 2
     if not even:
         raise DataError(f"data folder: {len(train[0])} training image in {root}; two or more are needed")
     common: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
     return (
-        DataLoader(ImageFiles(*train, classes, training, mode), even, shuffle=True, drop_last=True, **common),
+        DataLoader(
+            ImageFiles(*train, classes, training, mode, described), even, shuffle=True, drop_last=True, **common
+        ),
         DataLoader(ImageFiles(*val, classes, fixed, mode), batch_size, **common),
     )
+
+
+def _names_digest(root: Path, files: Sequence[Path]) -> str:
+    """Tells sets of files apart by their names; their contents are not read."""
+    names = "\n".join(file.relative_to(root).as_posix() for file in files)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 # timm passes over what it does not know.

@@ -64,6 +64,10 @@ def curves(metrics: Mapping[str, Sequence[float]]) -> list[Curve]:
     Raises:
         ValueError: metrics without epochs or losses, or with lists of different lengths.
     """
+    if not isinstance(metrics, Mapping) and not hasattr(metrics, "columns"):  # a table of pandas does, too
+        raise ValueError(
+            f"metrics: a {type(metrics).__name__} is not allowed; what Trainer.train returns, of one epoch or more"
+        )
     for name in ("epoch", "train_loss"):
         if name not in metrics or not len(metrics[name]):
             raise ValueError(f"metrics: {name} is missing; allowed is what Trainer.train returns, of one epoch or more")
@@ -376,7 +380,7 @@ def model_architecture_diagram(
         in_chans: channels of the image, likewise.
 
     Raises:
-        ValueError: something else than a model or a layout.
+        ValueError: something else than a model or a layout, or an image size below 1.
         LayoutError: an image size that the layout cannot take.
     """
     import plotly.graph_objects as go
@@ -386,7 +390,10 @@ def model_architecture_diagram(
         raise ValueError(f"model: a {type(model).__name__} is not allowed; a MambaVision or a HybridLayout")
     if not isinstance(model, HybridLayout):
         num_classes, in_chans = model.num_classes, model.in_chans
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pair = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
+    if len(pair) != 2 or not all(type(side) is int and side >= 1 for side in pair):
+        raise ValueError(f"image_size: {image_size!r} is not allowed; a whole number, 1 or more, or (height, width)")
+    height, width = pair
     parts = diagram(layout, (height, width), num_classes=num_classes, in_chans=in_chans)
     widest = max(part.dim for part in parts if part.blocks)
     # Text keeps its size on a long drawing, so what holds only text takes a share of it.

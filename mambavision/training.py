@@ -8,16 +8,20 @@ checkpoint says which step comes next.
 from __future__ import annotations
 
 import csv
+import functools
+import inspect
 import math
 import os
 import pickle
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +59,22 @@ class Loss(Protocol):
 
 class TrainingError(ValueError):
     """A setting, a loader or a checkpoint that cannot be used; the message names it and what is allowed."""
+
+
+class OtherTraining(TrainingError):
+    """A checkpoint of other settings.
+
+    Attributes:
+        field: the setting that differs, e.g. ``"scheduler.t_initial"``.
+    """
+
+    def __init__(self, path: Path, field: str, there: object, here: object) -> None:
+        self.field = field
+        why = ": the scheduler differs, and it belongs to its number of epochs" if field.startswith("scheduler") else ""
+        super().__init__(
+            f"{path}: is of another training ({field}: {_shown(there)} there, {_shown(here)} here{why}); repeat its "
+            "settings, choose another output, or begin anew (resume=False, --no-resume)"
+        )
 
 
 class TrainingDiverged(RuntimeError):
@@ -154,7 +174,8 @@ class Trainer:
 
     Args:
         model: takes float images (B, C, H, W), gives logits (B, classes). Moved to `device`.
-        train_loader: gives batches of float images (B, C, H, W) and int64 labels (B,); a `DataLoader` as a rule.
+        train_loader: gives batches of float images (B, C, H, W) and int64 labels (B,) each time it is gone through; a
+            `DataLoader` as a rule.
         val_loader: likewise, measured after each epoch; None measures nothing.
         criterion: mean loss of logits and targets; default cross entropy. With `mixup` the targets are soft, (B,
             classes). The validation loss is plain cross entropy, whatever this is.
@@ -217,12 +238,19 @@ class Trainer:
         _check("seed", seed, type(seed) is int and seed >= 0, "a whole number, 0 or more")
         every = checkpoint_every
         _check("checkpoint_every", every, every is None or (type(every) is int and every >= 1), "1 or more, or None")
-        _check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0, or None")
-        _check("ema", ema, ema is None or 0 < ema < 1, "a number between 0 and 1, or None")
+        _check("clip_norm", clip_norm, clip_norm is None or _within(clip_norm, 0), "a number above 0, or None")
+        _check("ema", ema, ema is None or _within(ema, 0, 1), "a number between 0 and 1, or None")
         _check("scheduler_per", scheduler_per, scheduler_per in ("epoch", "update"), "'epoch' or 'update'")
         _check("dtype", dtype, dtype in DTYPES, f"one of {', '.join(DTYPES)}")
         kinds = (LRScheduler, TimmScheduler, type(None))
         _check("scheduler", scheduler, isinstance(scheduler, kinds), "a torch LRScheduler or a timm Scheduler")
+        _check_types(model=model, criterion=criterion, optimizer=optimizer, mixup=mixup, output=output)
+        flags = {"use_amp": use_amp, "tensorboard": tensorboard, "resume": resume, "progress": progress}
+        for field, flag in flags.items():
+            _check(field, flag, type(flag) is bool, "True or False")
+        _check_loader("train_loader", train_loader)
+        if val_loader is not None:
+            _check_loader("val_loader", val_loader)
         if dtype != "auto" and not use_amp:
             raise TrainingError(f"dtype: {dtype!r} has no effect without use_amp=True")
         if output is None and (tensorboard or checkpoint_every is not None):
@@ -278,10 +306,14 @@ class Trainer:
             "clip_norm": clip_norm,
             "dtype": dtype,
             "scheduler_per": scheduler_per,
+            **_told_loader(train_loader),
             "batches": _length(train_loader),
             "images": _length(getattr(train_loader, "dataset", None)),
-            "criterion": type(self.criterion).__name__,
+            "val_loader": None if val_loader is None else "given",
+            "val_images": _length(getattr(val_loader, "dataset", None)),
+            **_told_criterion(self.criterion),
             **_told("optimizer", self.optimizer, self.optimizer.defaults),
+            **_told_groups(self.optimizer),
             **_told("scheduler", scheduler, {} if scheduler is None else scheduler.state_dict()),
             **_told("mixup", mixup, {} if mixup is None else vars(mixup)),
         }
@@ -295,6 +327,8 @@ class Trainer:
         self._seconds = 0.0
         self._rate = 0.0
         self.best: dict[str, Any] | None = None
+        self._shape: list[int] | None = None  # of every training image so far; empty if they differ
+        self._shape_checked = False
         self._pending: list[_Pending] = []
         self._started = False
         self._proven = False
@@ -322,8 +356,10 @@ class Trainer:
             ``seconds`` (validation included) and ``images_per_second`` (of the training part).
 
         Raises:
-            TrainingError: `num_epochs` or a loader that is not allowed, or a checkpoint that cannot be used.
+            TrainingError: `num_epochs` or a loader that is not allowed, an `output` that cannot be written, or a
+                checkpoint that cannot be used.
             TrainingDiverged: the loss is NaN or infinite; names epoch, update and learning rate.
+            OSError: a file that cannot be written later on, such as on a full disk; names it.
         """
         _check("num_epochs", num_epochs, type(num_epochs) is int and num_epochs >= 1, "a whole number, 1 or more")
         with ExitStack() as stack:
@@ -368,6 +404,8 @@ class Trainer:
             if not group:
                 break
             seen += 1
+            if not self._shape_checked:
+                self._check_shape(group[0])
             if seen <= self._updates:
                 began = time.perf_counter()  # batches drawn again are no training time
                 continue
@@ -386,9 +424,23 @@ class Trainer:
         if not seen:
             raise TrainingError("train_loader: gives no batches; it needs at least one (drop_last, or too few images?)")
 
+    def _check_shape(self, batch: Any) -> None:
+        """Refuse to go on with images of another size than those before, where all of those had one."""
+        images, _ = _checked(batch, "train_loader", self.model, self.mixup)
+        shape = list(images.shape[1:])
+        if self._shape and shape != self._shape and self.output is not None:
+            raise OtherTraining(self.output / CHECKPOINT, "train_loader.image_shape", self._shape, shape)
+        self._shape_checked = True
+
     def _update(self, epoch: int, group: list[Any]) -> None:
         checked = [_checked(batch, "train_loader", self.model, self.mixup) for batch in group]
         images = sum(len(labels) for _, labels in checked)
+        for inputs, _ in checked:
+            shape = list(inputs.shape[1:])
+            if self._shape is None:
+                self._shape = shape
+            elif shape != self._shape:
+                self._shape = []
 
         def batches() -> Iterator[tuple[Tensor, Tensor, float]]:
             for inputs, labels in checked:
@@ -399,17 +451,26 @@ class Trainer:
                 yield inputs, labels, share
 
         rate = self.optimizer.param_groups[0]["lr"]
-        loss = train_step(
-            self.model,
-            batches(),
-            self.criterion,
-            self.optimizer,
-            autocast=self._autocast,
-            scaler=self._scaler,
-            clip_norm=self.clip_norm,
-            ema=self._ema,
-            step=self.step + 1,
-        )
+        try:
+            loss = train_step(
+                self.model,
+                batches(),
+                self.criterion,
+                self.optimizer,
+                autocast=self._autocast,
+                scaler=self._scaler,
+                clip_norm=self.clip_norm,
+                ema=self._ema,
+                step=self.step + 1,
+            )
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            shapes = " and ".join(sorted({str(tuple(inputs.shape)) for inputs, _ in checked}))
+            raise TrainingError(
+                f"train_loader: a batch of shape {shapes} leaves batch norm a single value a channel; allowed are "
+                "larger images, or two or more in every batch (drop_last=True leaves out an incomplete batch)"
+            ) from None
         self.step += 1
         self._updates += 1
         self._pending.append(_Pending(self._updates, loss, images, rate))
@@ -521,8 +582,7 @@ class Trainer:
     def _start(self) -> None:
         if self.output is not None:
             path = self.output / CHECKPOINT
-            if self.output.exists() and not self.output.is_dir():
-                raise TrainingError(f"output: {str(self.output)!r} is not a folder")
+            _check_output(self.output)
             if self.resume and path.exists():
                 self._load(path)
             if not self.resume:
@@ -534,24 +594,25 @@ class Trainer:
     def _load(self, path: Path) -> None:
         state = read_checkpoint(path)
         known = state["settings"]
-        for name in {**known, **self._settings}:
-            there, here = known.get(name), self._settings.get(name)
-            if there != here:
-                raise TrainingError(
-                    f"{path}: is of another training ({name}: {there!r} there, {here!r} here); repeat its settings, "
-                    "choose another output, or begin anew (resume=False, --no-resume)"
-                )
-        problem = misfit(self.model, state["model"])
+        differ = [name for name in {**known, **self._settings} if known.get(name) != self._settings.get(name)]
+        # Another model has other parameters in its groups, and is told of as such.
+        plain = [name for name in differ if not name.endswith("].params")]
+        problem = None if plain else misfit(self.model, state["model"])
         if problem:
             raise TrainingError(f"{path}: {problem}")
-        self.model.load_state_dict(state["model"])
-        if self._ema is not None:
-            self._ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
+        for name in plain or differ:
+            raise OtherTraining(path, name, known.get(name), self._settings.get(name))
+        try:
+            self.model.load_state_dict(state["model"])
+            if self._ema is not None:
+                self._ema.module.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            if self._scaler is not None:
+                self._scaler.load_state_dict(state["scaler"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise TrainingError(_damaged(path, error)) from None
         for name in _PROGRESS:
             setattr(self, name, state[name.lstrip("_")])
         self._write_log()
@@ -570,7 +631,10 @@ class Trainer:
             **{name.lstrip("_"): getattr(self, name) for name in _PROGRESS},
         }
         with _replacing(self.output / CHECKPOINT) as scratch:
-            torch.save(state, scratch)
+            try:
+                torch.save(state, scratch)
+            except RuntimeError as error:  # what torch's own writer raises on a full disk
+                raise OSError(_reason(error)) from error
             if not self._proven:
                 # Better now than after the kill: a scheduler of one's own may hold what cannot be read back.
                 read_checkpoint(scratch)
@@ -619,8 +683,8 @@ def _rank(found: Mapping[str, float]) -> tuple[float, float]:
     return found["val_top1"], -found["val_loss"]
 
 
-_FORMAT = "mambavision training 1"
-_PROGRESS = ("metrics", "step", "_epochs", "_updates", "_loss_sum", "_images", "_seconds", "_rate", "best")
+_FORMAT = "mambavision training 2"
+_PROGRESS = ("metrics", "step", "_epochs", "_updates", "_loss_sum", "_images", "_seconds", "_rate", "best", "_shape")
 """Attributes of a `Trainer` that a checkpoint holds as they are."""
 
 
@@ -628,8 +692,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a `Trainer` wrote, on the CPU. Nothing is unpickled.
 
     Raises:
-        TrainingError: a file that cannot be read, that needs unpickling, or that no `Trainer` wrote.
+        TrainingError: a file that cannot be read, that is damaged, that needs unpickling, or that no `Trainer` wrote.
     """
+    path = Path(path)
+    foreign = f"{path}: is no checkpoint of a Trainer"
+    allowed = "allowed is a file that Trainer(output=…) wrote; choose another output, or begin anew (resume=False, "
+    allowed += "--no-resume)"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read ({_reason(error)})") from None
+    if not start:
+        raise TrainingError(_damaged(path, "it is empty"))
+    # A zip of torch.save, or a bare pickle; torch takes anything else for a pickle too.
+    if start != b"PK\x03\x04" and start[:1] != b"\x80":
+        raise TrainingError(f"{foreign}; {allowed}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -637,13 +715,35 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: is not read, as it needs unpickling, which could run code from the file; allowed are tensors, "
             "numbers, texts, lists and dicts (what torch.load reads with weights_only=True), and weights as safetensors"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise TrainingError(
-            f"{path}: cannot be read ({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise TrainingError(f"{path}: is no checkpoint of a Trainer; allowed is a file that Trainer(output=…) wrote")
+    except (
+        *(AssertionError, AttributeError, EOFError, LookupError),
+        *(OSError, RuntimeError, TypeError, ValueError),
+    ) as error:
+        raise TrainingError(_damaged(path, error)) from None
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != _FORMAT:
+        if isinstance(version, str) and version.startswith(_FORMAT[:-1]):
+            raise TrainingError(
+                f"{path}: is of another version of mambavision ({version!r}, not {_FORMAT!r}); {allowed}"
+            )
+        raise TrainingError(f"{foreign}; {allowed}")
+    parts = ("settings", "model", "ema", "optimizer", "scheduler", "scaler", *(name.lstrip("_") for name in _PROGRESS))
+    missing = [name for name in parts if name not in state]
+    missing += [name for name in ("settings", "model") if not isinstance(state.get(name, {}), dict)]
+    if missing:
+        raise TrainingError(f"{foreign} (without {', '.join(missing)}); {allowed}")
     return state
+
+
+def _damaged(path: Path, error: object) -> str:
+    return f"{path}: is damaged ({_reason(error)}); remove it or begin anew (resume=False, --no-resume)"
+
+
+def _reason(error: object) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -651,7 +751,45 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _check(field: str, value: object, fine: bool, allowed: str) -> None:
     if not fine:
-        raise TrainingError(f"{field}: {value!r} is not allowed; {allowed}")
+        raise TrainingError(f"{field}: {_shown(value)} is not allowed; {allowed}")
+
+
+def _within(value: object, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and low < float(value) < high
+
+
+def _check_types(*, model: Any, criterion: Any, optimizer: Any, mixup: Any, output: Any) -> None:
+    _check("model", model, isinstance(model, nn.Module), "a torch.nn.Module")
+    _check(
+        "criterion", criterion, criterion is None or callable(criterion), "a function of logits and targets, or None"
+    )
+    kinds = (torch.optim.Optimizer, type(None))
+    _check("optimizer", optimizer, isinstance(optimizer, kinds), "a torch.optim.Optimizer, or None")
+    _check("mixup", mixup, isinstance(mixup, (Mixup, type(None))), "a timm.data.Mixup, or None")
+    _check("output", output, isinstance(output, (str, Path, type(None))), "the path of a folder, or None")
+
+
+def _check_loader(name: str, loader: Any) -> None:
+    fine = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
+    allowed = "a DataLoader, or what else gives batches each time it is gone through"
+    _check(name, loader, fine, allowed)
+    if isinstance(loader, Iterator):
+        raise TrainingError(f"{name}: a {type(loader).__name__} can be gone through only once; allowed is {allowed}")
+
+
+def _check_output(folder: Path) -> None:
+    """Make the folder and write to it, now rather than after the first epoch."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise TrainingError(f"output: {str(folder)!r} is not a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"output")
+    except OSError as error:
+        raise TrainingError(
+            f"output: {str(folder)!r} cannot be written ({_reason(error)}); allowed is a folder that can be made and "
+            "written to"
+        ) from None
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -659,7 +797,7 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise TrainingError(f"device: {device!r} is not allowed; auto, cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise TrainingError(f"device: {str(device)!r} is not allowed; there is no GPU that torch can use. auto or cpu")
@@ -676,6 +814,8 @@ def _checked(batch: Any, loader: str, model: nn.Module, mixup: Mixup | None) -> 
         raise TrainingError(
             f"{loader}: images are {str(images.dtype).removeprefix('torch.')} {shape}; allowed are floats (B, C, H, W)"
         )
+    if not shape[0]:
+        raise TrainingError(f"{loader}: a batch holds no images {shape}; allowed is one or more")
     channels = getattr(model, "in_chans", None)
     if isinstance(channels, int) and shape[1] != channels:
         raise TrainingError(f"{loader}: images have {shape[1]} channels {shape}; the model takes {channels}")
@@ -710,12 +850,68 @@ def _length(thing: Any) -> int | None:
 
 def _told(name: str, thing: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     """Class and plain settings of an object, as they are before training."""
-    told: dict[str, Any] = {name: None if thing is None else type(thing).__name__}
+    return {name: None if thing is None else type(thing).__name__} | _plain(name, state)
+
+
+def _plain(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, texts and lists of them, as ``name.field``."""
+    told: dict[str, Any] = {}
     for field, value in state.items():
         values = value if isinstance(value, (list, tuple)) else [value]
         if all(one is None or isinstance(one, (bool, int, float, str)) for one in values):
             told[f"{name}.{field}"] = list(value) if isinstance(value, tuple) else value
     return told
+
+
+def _told_loader(loader: Any) -> dict[str, Any]:
+    """How a loader makes batches, and what its data set tells of itself in ``settings``."""
+    batches = getattr(loader, "batch_sampler", None)
+    # One's own batch sampler knows what the loader then does not.
+    sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
+    told = {field: getattr(batches, field, getattr(loader, field, None)) for field in ("batch_size", "drop_last")}
+    for field, part in (("sampler", sampler), ("batch_sampler", batches)):
+        told[field] = None if part is None else type(part).__name__
+    told = _plain("train_loader", told)
+    settings = getattr(getattr(loader, "dataset", None), "settings", None)
+    return told | (_plain("train_data", settings) if isinstance(settings, Mapping) else {})
+
+
+def _told_criterion(criterion: Any) -> dict[str, Any]:
+    """Name, plain attributes and buffers (weights of the classes) of a criterion."""
+    if isinstance(criterion, functools.partial):
+        return _told_criterion(criterion.func) | _plain("criterion", criterion.keywords)
+    if inspect.isroutine(criterion):
+        return {"criterion": criterion.__name__}
+    try:
+        given = list(inspect.signature(type(criterion)).parameters.values())
+    except (TypeError, ValueError):  # classes written in C
+        given = []
+    options = {one.name for one in given if one.default is not one.empty} | set(getattr(criterion, "__constants__", ()))
+    state = {
+        field: value
+        for field, value in getattr(criterion, "__dict__", {}).items()
+        # Whole numbers that are no option of its constructor are counters more often than settings.
+        if field[0] != "_" and field != "training" and (type(value) is not int or field in options)
+    }
+    if isinstance(criterion, nn.Module):
+        state |= {field: value.flatten().tolist() for field, value in criterion.named_buffers(recurse=False)}
+    return _told("criterion", criterion, state)
+
+
+def _told_groups(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Options of each group of parameters, with the learning rate that a schedule begins from."""
+    told: dict[str, Any] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        options = {field: value for field, value in group.items() if field not in ("params", "initial_lr")}
+        options |= {"lr": group.get("initial_lr", group.get("lr")), "params": len(group["params"])}
+        told |= _plain(f"optimizer.param_groups[{number}]", options)
+    return told
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _event_writer() -> Any:
@@ -762,12 +958,16 @@ def _generators_kept(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` when it is whole; whoever is killed before leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
+    except OSError as error:
+        failed = OSError(f"{path}: cannot be written ({_reason(error)})")
+        failed.errno = error.errno
+        raise failed from error
     finally:
         scratch.unlink(missing_ok=True)

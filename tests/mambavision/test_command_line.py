@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -123,7 +124,7 @@ def test_an_entry_is_trained_and_saved(monkeypatch: pytest.MonkeyPatch, pictures
     call(monkeypatch, line + " --overwrite")
     done = call(monkeypatch, line, 2)
     assert "'pets' exists already" in done.output
-    again = call(monkeypatch, f"train small --data {pictures} --epochs 4 {QUICK} --ema 0.5", 2)
+    again = call(monkeypatch, f"train small --data {pictures} --epochs 4 {QUICK} --ema 0.5 --randaugment none", 2)
     assert "is of another training (mixup" in again.output
     assert "--no-resume" in again.output
 
@@ -179,6 +180,51 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, pictures: Pat
     assert "going on after update 5 (1 of 3 epochs done)" in call(monkeypatch, going_on).output
 
 
+def test_other_options_are_refused_and_named(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    entry()
+    line = f"train small --data {pictures} --epochs 2 {QUICK}"
+    call(monkeypatch, line)
+    for changed, message in (
+        ("--epochs 3", r"\(scheduler.t_initial: 6 there, 9 here: .*On the command line: --epochs"),
+        ("--randaugment none", r"\(train_data.randaugment: 'rand-m9.*' there, None here\).*: --randaugment"),
+        ("--image-size 32", r"\(train_data.input_size: \[3, 16, 16\] there, \[3, 32, 32\] here\).*: --image-size"),
+        ("--smoothing 0.3", r"\(mixup.label_smoothing: 0.1 there, 0.3 here\).*--smoothing"),
+        ("--batch-size 4", r"\(train_loader.batch_size: 8 there, 4 here\).*--batch-size"),
+        ("--clip-norm 1", r"\(clip_norm: 5.0 there, 1.0 here\).*--clip-norm"),
+    ):
+        said = call(monkeypatch, f"{line} {changed}", 2).stderr.strip().splitlines()
+        assert len(said) == 1
+        assert re.search(message, said[0]), said
+    assert "all 2 epochs were done before" in call(monkeypatch, line).output
+
+
+def test_a_diagram_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "page.html").write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        done = call(monkeypatch, "show mambavision_t --html page.html", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.stderr.strip() == "error: page.html: cannot be written (File too large)"
+    assert (folder / "page.html").read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == ["page.html"]
+    for path, reason in (("no/page.html", "No such file or directory"), ("x" * 300, "File name too long")):
+        done = call(monkeypatch, f"show mambavision_t --html {path}", 1)
+        assert done.stderr.strip() == f"error: {path}: cannot be written ({reason})"
+
+
+def test_a_full_disk_while_training_names_the_file(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    entry()
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    done = call(monkeypatch, f"train small --data {pictures} --epochs 1 {QUICK}", 1)
+    assert done.stderr.startswith("error: trained/small/checkpoint.pt: cannot be written (PytorchStreamWriter failed")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -200,7 +246,16 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, pictures: Pat
         ("train small --data DATA --epochs 1 --name a/b", "name: 'a/b' is not allowed"),
         ("train small --data DATA --epochs 1 --name mambavision_t", "is a name of the library's own"),
         ("train small --data DATA --epochs 1 --name small", "'small' exists already"),
-        ("train small --data DATA --epochs 1 --output file", "output: 'file' is not a folder"),
+        ("train small --data DATA --epochs 1 --output file", "output: 'file' cannot be written; it is not a folder"),
+        (
+            "train small --data DATA --epochs 1 --output file/x",
+            "output: 'file/x' cannot be written; '.*/file' is not a",
+        ),
+        (
+            f"train small --data DATA --epochs 1 --output {'x' * 300}",
+            "output: 'x+' cannot be written .File name too long",
+        ),
+        ("show latin", "latin/card.md: is not UTF-8 text"),
         ("train grown --data DATA --epochs 1", "grown: .*no valid layout"),
         ("train small --data DATA --epochs many", "--epochs"),
         ("train small --data DATA --epochs 1 --schedule linear", "--schedule"),
@@ -211,6 +266,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
 ) -> None:
     entry()
     entry("grown")
+    entry("latin")
+    (library_root() / "latin" / "card.md").write_bytes("Größe".encode("latin-1"))
     config = library_root() / "grown" / "config.json"
     config.write_text(config.read_text().replace('"blocks": "C"', '"blocks": "Z"'))
     (folder / "file").write_text("")

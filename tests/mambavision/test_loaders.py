@@ -6,13 +6,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pictures import COLOURS, draw
 from PIL import Image
 
 from mambavision import create_image_loaders, create_synthetic_dataset
-from mambavision.data import DataError
+from mambavision.data import DataError, ImageFiles
 from mambavision.library import LibraryError
 
 ENTRY: dict[str, Any] = {"in_chans": 3, "input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -104,6 +105,45 @@ def test_grey_models_get_grey_images_and_small_sets_an_even_batch(tmp_path: Path
     train, val = create_image_loaders(tmp_path, entry, batch_size=64)
     assert next(iter(train))[0].shape == (12, 1, 16, 16)
     assert next(iter(val))[0].shape == (3, 1, 16, 16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_of_16_bits_are_scaled_and_others_refused(channels: int, tmp_path: Path) -> None:
+    draw(tmp_path, 5)
+    ramp = np.linspace(0, 65_535, 20 * 20).reshape(20, 20).round()
+    entry = {"in_chans": channels, "input_size": [channels, 20, 20], "mean": [0] * channels, "std": [1] * channels}
+    loader = create_image_loaders(tmp_path, entry | {"crop_pct": 1.0})[1]
+    files = loader.dataset
+    assert isinstance(files, ImageFiles)
+    for ending in ("png", "tif"):
+        deep = tmp_path / f"deep.{ending}"
+        Image.fromarray(ramp.astype(np.uint16)).save(deep)
+        files.files = [deep]
+        image, _ = files[0]
+        assert image.shape == (channels, 20, 20)
+        torch.testing.assert_close(image[0].double(), torch.from_numpy(ramp / 65_535), rtol=0, atol=0.5001 / 255)
+    for kind in (np.int32, np.float32):
+        deep = tmp_path / "deep.tif"
+        Image.fromarray(ramp.astype(kind)).save(deep)
+        with pytest.raises(DataError, match=r"cannot read .*deep.tif .mode [IF], more than 16 bits a channel"):
+            files[0]
+
+
+def test_data_sets_describe_themselves(tmp_path: Path) -> None:
+    draw(tmp_path, 10)
+
+    def told(**options: Any) -> dict[str, Any]:
+        return create_image_loaders(tmp_path, ENTRY, **options)[0].dataset.settings  # type: ignore[attr-defined]
+
+    usual = told()
+    assert usual == told(workers=1)
+    for options, field in (
+        ({"randaugment": None}, "randaugment"),
+        ({"image_size": 32}, "input_size"),
+        ({"seed": 1}, "files"),
+    ):
+        assert {name for name, value in told(**options).items() if value != usual[name]} == {field}
+    assert create_synthetic_dataset(8, seed=3).settings == {"image_size": 224, "channels": 3, "seed": 3}
 
 
 def test_randaugment_changes_more_than_cutting_does(tmp_path: Path) -> None:

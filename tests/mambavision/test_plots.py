@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from layouts import columnar, three_stages
@@ -67,6 +68,8 @@ def test_names_at_the_ends_of_curves_keep_apart() -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
+        (None, "metrics: a NoneType is not allowed; what Trainer.train returns"),
+        ([1.0], "metrics: a list is not allowed"),
         ({}, "metrics: epoch is missing; allowed is what Trainer.train returns"),
         ({"epoch": []}, "epoch is missing"),
         ({"epoch": [1]}, "train_loss is missing"),
@@ -179,3 +182,10 @@ def test_what_is_no_model_is_refused() -> None:
         plots.model_architecture_diagram(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(LayoutError, match="at most the image size"):
         plots.model_architecture_diagram(columnar(patch=16), 8)
+    for size in (0, -1, 1.5, None, "64", (64,), (0, 64)):
+        with pytest.raises(ValueError, match=r"image_size: .* is not allowed; a whole number, 1 or more, or"):
+            plots.model_architecture_diagram(three_stages(), size)  # type: ignore[arg-type]
+
+
+def test_a_table_of_metrics_is_drawn() -> None:
+    assert plots.curves(pd.DataFrame(METRICS)) == plots.curves(METRICS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import os
@@ -27,7 +28,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from mambavision.data import create_synthetic_dataset
 from mambavision.model import MambaVision
@@ -448,6 +449,129 @@ def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / CHECKPOINT)["settings"]["seed"] == 3
 
 
+class Focal(nn.Module):
+    def __init__(self, gamma: int = 2, weight: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.gamma, self.calls = gamma, 0
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return nn.functional.cross_entropy(logits, targets, self.weight) * self.gamma  # type: ignore[arg-type]
+
+
+def images(size: int = 32, side: int = 16, seed: int = 0, **options: Any) -> DataLoader[Any]:
+    data = create_synthetic_dataset(size, image_size=side, num_classes=4, seed=seed)
+    return DataLoader(data, **({"batch_size": 8} | options))
+
+
+def plain(size: int = 32, side: int = 16, **options: Any) -> DataLoader[Any]:
+    """The same from a data set that tells nothing of itself."""
+    made = list(create_synthetic_dataset(size, image_size=side, num_classes=4))  # type: ignore[call-overload]
+    return DataLoader(made, **({"batch_size": 8} | options))  # type: ignore[arg-type]
+
+
+def grouped(*rates: float, **options: Any) -> dict[str, Any]:
+    model = tiny()
+    params = list(model.parameters())
+    cut = len(params) // len(rates)
+    parts = [params[i * cut : None if i == len(rates) - 1 else (i + 1) * cut] for i in range(len(rates))]
+    groups = [{"params": part, "lr": rate} | options for part, rate in zip(parts, rates, strict=True)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    return {"model": model, "optimizer": optimizer, "scheduler": CosineAnnealingLR(optimizer, 5)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            {"criterion": nn.CrossEntropyLoss()},
+            {"criterion": nn.CrossEntropyLoss(label_smoothing=0.5)},
+            r"criterion.label_smoothing: 0.0 there, 0.5 here",
+        ),
+        ({"criterion": Focal(2)}, {"criterion": Focal(3)}, r"criterion.gamma: 2 there, 3 here"),
+        (
+            {"criterion": Focal()},
+            {"criterion": Focal(weight=torch.tensor([1.0, 2, 3, 4]))},
+            r"criterion.weight: None there, \[1.0, 2.0, 3.0, 4.0\] here",
+        ),
+        (
+            {"criterion": functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)},
+            {"criterion": functools.partial(nn.functional.cross_entropy, label_smoothing=0.2)},
+            r"criterion.label_smoothing: 0.1 there, 0.2 here",
+        ),
+        ({"train": plain()}, {"train": plain(batch_size=4)}, r"train_loader.batch_size: 8 there, 4 here"),
+        ({"train": plain()}, {"train": plain(drop_last=True)}, r"train_loader.drop_last: False there, True here"),
+        (
+            {"train": plain()},
+            {"train": plain(shuffle=True)},
+            r"train_loader.sampler: 'SequentialSampler' there, 'RandomSampler' here",
+        ),
+        (
+            {"train": DataLoader(plain().dataset, batch_sampler=BatchSampler(SequentialSampler(range(32)), 8, False))},
+            {"train": DataLoader(plain().dataset, batch_sampler=BatchSampler(SequentialSampler(range(32)), 4, False))},
+            r"train_loader.batch_size: 8 there, 4 here",
+        ),
+        ({"train": images()}, {"train": images(seed=1)}, r"train_data.seed: 0 there, 1 here"),
+        ({"train": images()}, {"train": images(side=32)}, r"train_data.image_size: 16 there, 32 here"),
+        (
+            {"train": plain()},
+            {"train": plain(side=32)},
+            r"train_loader.image_shape: \[3, 16, 16\] there, \[3, 32, 32\] here",
+        ),
+        (grouped(0.1, 0.2), grouped(0.1, 0.3), r"optimizer.param_groups\[1\].lr: 0.2 there, 0.3 here"),
+        (
+            grouped(0.1, weight_decay=0.0),
+            grouped(0.1, weight_decay=0.5),
+            r"optimizer.param_groups\[0\].weight_decay: 0.0 there, 0.5 here",
+        ),
+        ({"val": plain()}, {}, r"val_loader: 'given' there, None here"),
+        ({}, {"val": plain()}, r"val_loader: None there, 'given' here"),
+    ],
+)
+def test_each_setting_holds(before: dict[str, Any], after: dict[str, Any], message: str, tmp_path: Path) -> None:
+    quiet(output=tmp_path, **before).train(1)
+    kept = (tmp_path / CHECKPOINT).read_bytes()
+    trainer = quiet(output=tmp_path, **after)
+    with pytest.raises(TrainingError, match=f"is of another training .{message}"):
+        trainer.train(2)
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept
+    assert trainer.step in (0, 4), "no update"
+
+
+def test_settings_that_are_the_same_are_gone_on_with(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        weight = torch.tensor([1.0, 2, 3, 4])
+        trainer = quiet(
+            output=tmp_path,
+            train=images(shuffle=True, drop_last=True),
+            val=plain(),
+            criterion=Focal(weight=weight),
+            **grouped(0.1, 0.2, weight_decay=0.1),
+        )
+        assert trainer.train(epochs)["epoch"] == list(range(1, epochs + 1))
+        # The learning rate has changed since, but its beginning counts.
+        assert trainer.optimizer.param_groups[0]["lr"] < 0.1
+
+
+def test_images_of_changing_size_are_gone_on_with(tmp_path: Path) -> None:
+    sizes = [torch.zeros(4, 3, side, side) for side in (16, 32)]
+    for epochs, order in ((1, sizes), (2, sizes[::-1])):
+        quiet(train=[(inputs, torch.arange(4)) for inputs in order], output=tmp_path).train(epochs)
+
+
+def test_another_schedule_says_that_it_belongs_to_the_epochs(tmp_path: Path) -> None:
+    for epochs, fine in ((2, True), (3, False)):
+        model = tiny()
+        optimizer = default_optimizer(model)
+        trainer = quiet(model, optimizer=optimizer, scheduler=CosineLRScheduler(optimizer, epochs), output=tmp_path)
+        if fine:
+            trainer.train(1)
+        else:
+            with pytest.raises(TrainingError, match=r"scheduler.t_initial: 2 there, 3 here: the scheduler differs"):
+                trainer.train(3)
+
+
 def test_beginning_anew_leaves_no_old_checkpoint_to_go_on_with(tmp_path: Path) -> None:
     quiet(output=tmp_path).train(1)
 
@@ -508,8 +632,35 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TrainingError, match="is no checkpoint of a Trainer; allowed is"):
         quiet(output=tmp_path).train(1)
     path.write_bytes(_saved({"weights": torch.ones(2)})[:300])
-    with pytest.raises(TrainingError, match=r"checkpoint.pt: (cannot be|is not) read"):
+    with pytest.raises(TrainingError, match=r"checkpoint.pt: is damaged .*remove it or begin anew .*--no-resume"):
         quiet(output=tmp_path).train(1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"is damaged .it is empty.; remove it or begin anew .resume=False, --no-resume"),
+        (b"x" * 100, "is no checkpoint of a Trainer; allowed is .*--no-resume"),
+        ({"format": "mambavision training 2"}, r"is no checkpoint of a Trainer .without settings, model, "),
+        ({"format": "mambavision training 1"}, "is of another version of mambavision .'mambavision training 1'"),
+        ([1], "is no checkpoint of a Trainer"),
+    ],
+)
+def test_files_that_are_no_checkpoint(data: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(data if isinstance(data, bytes) else _saved(data))
+    with pytest.raises(TrainingError, match=f"checkpoint.pt: {message}"):
+        quiet(output=tmp_path).train(1)
+
+
+def test_a_damaged_checkpoint_says_how_to_begin_anew(tmp_path: Path) -> None:
+    quiet(output=tmp_path).train(1)
+    path = tmp_path / CHECKPOINT
+    whole, state = path.read_bytes(), read_checkpoint(path)
+    for data in (whole[:50], whole[: len(whole) // 2], whole[:-10], _saved(state | {"optimizer": {"state": 3}})):
+        path.write_bytes(data)
+        with pytest.raises(TrainingError, match=r"checkpoint.pt: is damaged .*remove it or begin anew"):
+            quiet(output=tmp_path).train(2)
+    quiet(output=tmp_path, resume=False).train(1)
 
 
 def _saved(thing: Any) -> bytes:
@@ -537,10 +688,42 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"checkpoint.pt: cannot be written .No space left"):
         trainer.train(2)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_that_is_really_full_is_named(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    trainer = quiet(output=tmp_path)
+    trainer.train(1)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, name in ((100, "best.safetensors"), (len(before) - 1000, CHECKPOINT)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match=rf"{name}: cannot be written"):
+                trainer.train(trainer._epochs + 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / CHECKPOINT).read_bytes() == before
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_first_update(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output, reason in (
+        (tmp_path / "file" / "x", "(Not a directory|File exists)"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (Path("/proc/nothing/x"), "[^)]*"),
+    ):
+        criterion = stopped.Counted(1, stop)
+        with pytest.raises(TrainingError, match=rf"output: .* cannot be written \({reason}\); allowed is a folder"):
+            quiet(output=output, criterion=criterion).train(1)
+        assert criterion.calls == 0
+    quiet(output=tmp_path / "made").train(1)
+    assert len(list((tmp_path / "made").iterdir())) == 3, "nothing is left of the check"
 
 
 def test_tensorboard_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,6 +799,21 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ({"clip_norm": 0}, "clip_norm: 0 is not allowed; a number above 0, or None"),
         ({"ema": 1.5}, "ema: 1.5 is not allowed; a number between 0 and 1, or None"),
         ({"scheduler_per": "step"}, "scheduler_per: 'step' is not allowed; 'epoch' or 'update'"),
+        ({"clip_norm": "1"}, "clip_norm: '1' is not allowed; a number above 0, or None"),
+        ({"clip_norm": math.nan}, "clip_norm: nan is not allowed"),
+        ({"ema": "x"}, "ema: 'x' is not allowed; a number between 0 and 1, or None"),
+        ({"criterion": "ce"}, "criterion: 'ce' is not allowed; a function of logits and targets, or None"),
+        ({"optimizer": "sgd"}, "optimizer: 'sgd' is not allowed; a torch.optim.Optimizer, or None"),
+        ({"mixup": 0.2}, "mixup: 0.2 is not allowed; a timm.data.Mixup, or None"),
+        ({"output": 5}, "output: 5 is not allowed; the path of a folder, or None"),
+        ({"resume": "no"}, "resume: 'no' is not allowed; True or False"),
+        ({"use_amp": 1}, "use_amp: 1 is not allowed; True or False"),
+        ({"train": 5}, "train_loader: 5 is not allowed; a DataLoader, or what else gives batches each time"),
+        ({"val": 5}, "val_loader: 5 is not allowed; a DataLoader, or what else gives batches each time"),
+        ({"train": iter([])}, "train_loader: a list_iterator can be gone through only once; allowed is a DataLoader"),
+        ({"val": (pair for pair in ())}, "val_loader: a generator can be gone through only once; allowed is"),
+        ({"model": 3}, "model: 3 is not allowed; a torch.nn.Module"),
+        ({"device": 1.5}, "device: 1.5 is not allowed; auto, cpu, cuda or cuda:N"),
         ({"scheduler": 3}, "scheduler: 3 is not allowed; a torch LRScheduler"),
         ({"dtype": "half", "use_amp": True}, "dtype: 'half' is not allowed; one of auto, bfloat16, float16, float32"),
         ({"dtype": "bfloat16"}, "dtype: 'bfloat16' has no effect without use_amp=True"),
@@ -629,6 +827,18 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_settings_that_are_not_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         quiet(**options)
+
+
+def test_a_missing_train_loader() -> None:
+    with pytest.raises(TrainingError, match="train_loader: None is not allowed"):
+        Trainer(tiny(), None)  # type: ignore[arg-type]
+
+
+def test_batch_norm_of_a_single_value(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 4))
+    message = r"train_loader: a batch of shape \(1, 3, 16, 16\) leaves batch norm a single value.*drop_last=True"
+    with pytest.raises(TrainingError, match=message):
+        quiet(model, loader(9, 8)).train(1)
 
 
 def test_more_that_is_not_allowed(tmp_path: Path) -> None:
@@ -672,6 +882,7 @@ LABELS = torch.zeros(8, dtype=torch.long)
         (batches(IMAGES, LABELS[:, None]), r"labels are int64 \(4, 1\)"),
         ([IMAGES], "a batch is a Tensor; allowed is a pair of images and labels"),
         (batches(IMAGES[:0], LABELS[:0]), "gives no batches"),
+        ([(IMAGES[:0], LABELS[:0])], r"a batch holds no images \(0, 3, 16, 16\); allowed is one or more"),
     ],
 )
 def test_loaders_that_do_not_fit(data: Any, message: str) -> None:
