@@ -283,7 +283,8 @@ def test_a_terminated_launch_says_how_to_go_on_and_a_second_driver_is_refused(tm
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_in_the_middle_of_a_training_loses_nothing(tmp_path, workers):
     """With both pools: exit code 130, the command to go on, no traceback, and no layout marked as failed."""
     running = start(tmp_path, "--set", "search.trials=500", "--set", "proxy.epochs=40", "--workers", workers)
