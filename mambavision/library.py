@@ -390,11 +390,15 @@ def free_folder(name: str, *, overwrite: bool = False) -> Path:
     return folder
 
 
+def first_conv(layout: HybridLayout) -> str:
+    """Name of the layer that sees the image's channels, as timm's configurations want it."""
+    return "patch_embed.conv_down.0" if layout.stem == "conv" else "patch_embed.proj"
+
+
 def _nested(layout: HybridLayout, num_classes: int, config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json as timm writes it; what timm does not know stands beside."""
     preparation = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
     preparation |= {key: config[key] for key in _PREPARATION if key in config}
-    stem = "patch_embed.conv_down.0" if layout.stem == "conv" else "patch_embed.proj"
     own = {key: value for key, value in config.items() if key not in _PREPARATION}
     return {
         "architecture": ARCHITECTURE,
@@ -407,7 +411,7 @@ def _nested(layout: HybridLayout, num_classes: int, config: Mapping[str, Any]) -
             **preparation,
             "fixed_input_size": False,
             "num_classes": num_classes,
-            "first_conv": stem,
+            "first_conv": first_conv(layout),
             "classifier": "head",
         },
         **own,
@@ -421,13 +425,12 @@ def _folder(name: str) -> Path:
 
 
 def _read_weights(name: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from mambavision.released import read_weights
 
     path = _folder(name) / "model.safetensors"
     if not path.is_file():
         raise LibraryError(f"{name}: its weights are missing ({path})")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LibraryError(f"{path}: cannot be read ({error})") from None
+        return read_weights(path)
+    except ValueError as error:
+        raise LibraryError(str(error)) from None

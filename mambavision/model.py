@@ -7,7 +7,7 @@ weights of layouts that differ only in `stem_stride` and `downsample` fit each o
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -309,7 +309,7 @@ class MambaVision(nn.Module):
     def forward_intermediates(
         self,
         x_BCHW: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -333,7 +333,7 @@ class MambaVision(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: {output_fmt!r} is not allowed; NCHW")
-        take, last = feature_take_indices(len(self.layout.stages), None if indices is None else _as_list(indices))
+        take, last = feature_take_indices(len(self.layout.stages), indices)
         final = len(self.layout.stages) - 1
         maps = []
         x = self.patch_embed(x_BCHW)
@@ -348,10 +348,10 @@ class MambaVision(nn.Module):
         return (self.norm(x) if i == final else x), maps
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what `forward_intermediates` does not need for these stages; returns their numbers."""
-        take, last = feature_take_indices(len(self.levels), _as_list(indices))
+        take, last = feature_take_indices(len(self.levels), indices)
         pruned = last + 1 < len(self.levels)
         if pruned:
             self.levels = self.levels[: last + 1]
@@ -396,7 +396,3 @@ def _check_classes(num_classes: object) -> None:
 def _check_pool(global_pool: str) -> None:
     if global_pool not in POOLS:
         raise ValueError(f"global_pool: {global_pool!r} is not allowed; 'avg', or '' for none")
-
-
-def _as_list(indices: int | Sequence[int]) -> int | list[int]:
-    return indices if isinstance(indices, int) else list(indices)

@@ -15,7 +15,14 @@ from timm.models import build_model_with_cfg, is_model, register_model
 from torch import Tensor, nn
 
 from mambavision.layout import HybridLayout, LayoutError, StageLayout
-from mambavision.library import ARCHITECTURE, LibraryError, library_root, list_models, load_entry_config
+from mambavision.library import (
+    ARCHITECTURE,
+    LibraryError,
+    first_conv,
+    library_root,
+    list_models,
+    load_entry_config,
+)
 
 default_cfgs: dict[str, dict[str, Any]] = {}
 """timm's default configuration of every registered name: weights, size and preparation of images, names of layers."""
@@ -81,7 +88,7 @@ def _default_cfg(name: str, layout: HybridLayout, config: Mapping[str, Any]) -> 
         "file": str(weights) if weights.is_file() else None,
         "num_classes": config["num_classes"],
         "pool_size": last,
-        "first_conv": "patch_embed.conv_down.0" if layout.stem == "conv" else "patch_embed.proj",
+        "first_conv": first_conv(layout),
         "classifier": "head",
         "paper_ids": "arXiv:2407.08083",
     }

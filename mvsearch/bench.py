@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,6 @@ def bench(
         "timm": timm.__version__,
     }
     return rows, conditions
-
-
-def table(rows: Sequence[BenchRow]) -> list[dict[str, Any]]:
-    """The rows as plain data."""
-    return [asdict(row) for row in rows]
 
 
 def _images(model: nn.Module, batch_size: int, image_size: int, device: torch.device) -> torch.Tensor:

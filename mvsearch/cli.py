@@ -260,7 +260,6 @@ def bench(
     out = terminal.console(stderr=format is not Format.table)
     with out.status("loading PyTorch and the models …") as status:
         from mvsearch.bench import bench as run
-        from mvsearch.bench import table
 
         rows, conditions = run(
             models,
@@ -279,7 +278,7 @@ def bench(
         return
     import pandas
 
-    found = pandas.DataFrame(table(rows)).assign(**conditions)
+    found = pandas.DataFrame(rows).assign(**conditions)
     typer.echo(
         found.to_csv(index=False) if format is Format.csv else found.to_json(orient="records", indent=2), nl=False
     )

@@ -65,63 +65,32 @@ def _without_autocast(kernel: Callable[..., _T]) -> Callable[..., _T]:
     return run
 
 
+_ARGUMENTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
+
+
 def _operator(name: str, forward: Callable[..., Tensor], backward: Callable[..., list[Tensor]]) -> tuple[Any, Any]:
     """The custom operators ``mambavision::name`` and ``mambavision::name_backward``, differentiable and traceable."""
 
-    @torch.library.custom_op(f"mambavision::{name}", mutates_args=())
-    def scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-    ) -> Tensor:
-        return _without_autocast(forward)(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    @torch.library.custom_op(f"mambavision::{name}", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+    def scan(u: Tensor, *others: Any) -> Tensor:
+        # Autocast still applies inside an operator's kernel; the state math must not see it.
+        with torch.autocast(u.device.type, enabled=False):
+            return forward(u, *others)
 
     @scan.register_fake
-    def _(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-    ) -> Tensor:
+    def _(u: Tensor, *others: Any) -> Tensor:
         return torch.empty_like(u)
 
-    @torch.library.custom_op(f"mambavision::{name}_backward", mutates_args=())
-    def scan_backward(
-        grad: Tensor,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-    ) -> list[Tensor]:
-        return _without_autocast(backward)(grad, u, delta, A, B, C, D, delta_bias, delta_softplus)
+    @torch.library.custom_op(
+        f"mambavision::{name}_backward", mutates_args=(), schema=f"(Tensor grad, {_ARGUMENTS}) -> Tensor[]"
+    )
+    def scan_backward(grad: Tensor, u: Tensor, *others: Any) -> list[Tensor]:
+        with torch.autocast(u.device.type, enabled=False):
+            return backward(grad, u, *others)
 
     @scan_backward.register_fake
-    def _(
-        grad: Tensor,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-    ) -> list[Tensor]:
-        inputs = [u, delta, A, B, C, D, delta_bias]
-        return [torch.empty_like(t) for t in inputs if t is not None]
+    def _(grad: Tensor, *arguments: Any) -> list[Tensor]:
+        return [torch.empty_like(tensor) for tensor in arguments[:-1] if tensor is not None]
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.delta_softplus = inputs
