@@ -9,13 +9,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from mambavision.look import console
 
 
 class _Verbs(TyperGroup):
@@ -120,7 +119,7 @@ def list_() -> None:
             continue
         weights = Text("–" if name in SHIPPED else str(config.get("weights", "own")), style="dim")
         table.add_row(name, scaled(params), f"{channels} × {height} × {width}", weights, rich_strip(layout))
-    out = _console()
+    out = console(width=200)
     out.print(table)
     own_names = [name for name in names if name not in SHIPPED]
     out.print(f"\n{len(names) - len(own_names)} shipped layouts, without weights; ", end="")
@@ -151,7 +150,7 @@ def show(
     size = tuple(config["input_size"][1:]) if image_size is None else (image_size, image_size)
     parts = diagram(layout, size, num_classes=classes, in_chans=channels)
     whole = cost(layout, size, classes, channels)
-    out = _console()
+    out = console(width=200)
     out.print(Text(name, style="bold"))
     out.print(rich_strip(layout, numbers=True))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -243,7 +242,7 @@ def train(
         free_folder(save_as, overwrite=overwrite)  # complains before hours of training, not after them
     folder = Path("trained") / name if output is None else output.expanduser()
     _writable(folder)
-    out = _console()
+    out = console(width=200)
     with out.status("loading PyTorch and the folder …"):
         import torch
         from timm.data import Mixup
@@ -464,16 +463,6 @@ def _within(field: str, value: float, low: float, high: float) -> None:
 
 class _BadOption(ValueError):
     """An option that is not allowed."""
-
-
-def _console() -> Console:
-    """A console that does not break lines where the output is no terminal; honours NO_COLOR."""
-    from rich.console import Console
-
-    found = Console(highlight=False)
-    if not found.is_terminal:
-        return Console(highlight=False, width=max(200, found.width), soft_wrap=True)
-    return found
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mambavision.cost import cost
 from mambavision.layout import LETTERS, HybridLayout
+from mambavision.look import ACCENT, GREY, GRID, figure_style
 from mambavision.strip import colour, ink
 from mambavision.words import scaled
 
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mambavision.model import MambaVision
-
-ACCENT = "#0072B2"
-GREY = "#8A8F98"
-GRID = "rgba(138,143,152,0.25)"
-TEXT = "#737373"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 # -- training curves -------------------------------------------------------------------------------------------------
 
@@ -133,8 +128,7 @@ def plot_training_curves(metrics: Mapping[str, Sequence[float]]) -> Figure:
                 )
         # Room for the names at the ends of the lines.
         figure.update_xaxes(range=[first - 0.04 * span, last + (0.06 if panel == "rate" else 0.6) * span], col=column)
-    figure.update_layout(**_style("Training", _HEIGHT))
-    figure.update_layout(margin={"l": 10, "r": 16, "t": 84, "b": 10})
+    figure.update_layout(**figure_style("Training", _HEIGHT, top=84))
     ticks = list(range(int(first), int(last) + 1, math.ceil(span / 6)))
     figure.update_xaxes(title="Epoch", gridcolor=GRID, zeroline=False, automargin=True, tickvals=ticks)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
@@ -246,7 +240,7 @@ def visualize_sample_data(data: Any, n: int = 16) -> Figure:
     for number, sample in enumerate(shown):
         place = {"row": number // columns + 1, "col": number % columns + 1}
         figure.add_image(source=_data_uri(sample.pixels), hoverinfo="skip", **place)
-    figure.update_layout(**_style(f"{len(shown)} images", 70 + rows * 150))
+    figure.update_layout(**figure_style(f"{len(shown)} images", 70 + rows * 150, top=64))
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, constrain="domain")
     figure.update_annotations(font={"size": 12})
@@ -439,7 +433,7 @@ def model_architecture_diagram(
     total = (sum(part.params for part in parts), sum(part.macs for part in parts))
     title = f"{layout.pattern}: {scaled(total[0])} parameters, {scaled(total[1])} MACs at {height} × {width} px"
     figure.update_layout(
-        **_style(title, 330)
+        **figure_style(title, 330, top=48)
         | {
             "margin": {"l": 10, "r": 10, "t": 48, "b": 34},
             "shapes": canvas.shapes,
@@ -497,18 +491,3 @@ def _captions(part: Part) -> list[str]:
     facts += [f"window {part.window}"] if part.window is not None else []
     lines = [shape, f"{scaled(part.params)} params", f"{scaled(part.macs)} MACs"]
     return [*lines, ", ".join(facts)] if facts else lines
-
-
-def _style(title: str, height: int) -> dict[str, Any]:
-    return {
-        "template": None,
-        "title": {"text": html.escape(title), "x": 0, "xref": "paper", "font": {"size": 15}},
-        "height": height,
-        "margin": {"l": 10, "r": 16, "t": 64, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": FONT, "size": 13, "color": TEXT},
-        "showlegend": False,
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(138,143,152,0.6)", "activecolor": ACCENT},
-        "hoverlabel": {"bgcolor": "#16181D", "bordercolor": "#3A3F47", "font": {"color": "#F2F3F5", "family": FONT}},
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mambavision.look import ACCENT, console
 from mambavision.words import duration, percent
 
 if TYPE_CHECKING:
@@ -33,15 +34,13 @@ class Progress:
         if not self.shown:
             return self
         from rich import progress
-        from rich.console import Console
 
-        self.out = Console(highlight=False)
+        self.out = console()
         if not self.out.is_terminal:
-            self.out = Console(highlight=False, width=max(120, self.out.width), soft_wrap=True)
             return self
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(complete_style="#0072B2", finished_style="#0072B2"),
+            progress.BarColumn(complete_style=ACCENT, finished_style=ACCENT),
             progress.TextColumn("{task.fields[told]}"),
             progress.TimeRemainingColumn(),
             progress.TextColumn("left"),

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mambavision.layout import LETTERS
+from mambavision.look import ACCENT, console
 from mvsearch.record import COMPLETE, FAILED, TrialRecord
 from mvsearch.report.words import duration, factor, percent, plural, scaled
 from mvsearch.strip import rich_strip
@@ -28,17 +29,7 @@ if TYPE_CHECKING:
     from mvsearch.space import SearchSpace, SpaceDescription
     from mvsearch.status import Status
 
-ACCENT = "#0072B2"
-MIN_WIDTH = 80
 LINES_OF_FRONT = 8
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console at least 80 columns wide where the output is no terminal; honours NO_COLOR."""
-    found = Console(stderr=stderr, highlight=False)
-    if not found.is_terminal:
-        return Console(stderr=stderr, highlight=False, width=max(120, found.width), soft_wrap=True)
-    return found
 
 
 def complain(message: str) -> None:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
 from mvsearch.front import hypervolume_history
 from mvsearch.record import TrialRecord
 from mvsearch.report.data import StudyData, picks
@@ -19,12 +20,7 @@ from mvsearch.strip import hover_strip
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-ACCENT = "#0072B2"
-GREY = "#8A8F98"
 PALE = "rgba(138,143,152,0.45)"
-GRID = "rgba(138,143,152,0.25)"
-TEXT = "#737373"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 FACTOR_TITLES = {"share": "attention share", "placement": "placement of attention", "state": "state size"}
 _DECADE = (1, 1.5, 2, 3, 5, 7)
 _STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
@@ -264,21 +260,11 @@ def _layout(title: str, height: int) -> dict[str, Any]:
         "tickangle": 0,
         "title": {"standoff": 12, "font": {"size": 13}},
     }
-    return {
-        "template": None,
-        "title": {"text": html.escape(title), "x": 0, "xref": "paper", "font": {"size": 15}},
-        "height": height,
-        "margin": {"l": 10, "r": 16, "t": 48, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": FONT, "size": 13, "color": TEXT},
-        "showlegend": False,
+    return figure_style(title, height, top=48) | {
         "xaxis": axis,
         "yaxis": axis,
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "#16181D", "bordercolor": "#3A3F47", "font": {"color": "#F2F3F5", "family": FONT}},
         "dragmode": "zoom",
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(138,143,152,0.6)", "activecolor": ACCENT},
     }
 
 
