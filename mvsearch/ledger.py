@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mvsearch.record import Evaluation
+from mvsearch.record import SEARCH, Evaluation
 
 
 class StudyError(ValueError):
@@ -36,8 +36,8 @@ class Ledger:
         self.path = path
         path.touch()
         self.evaluations: list[Evaluation] = []
-        self._identities: set[tuple[str, str, int | None, int, int]] = set()
-        self._by_key: dict[str, list[Evaluation]] = {}
+        self._identities: set[tuple[str, str, str, int | None, int, int]] = set()
+        self._by_key: dict[tuple[str, str], list[Evaluation]] = {}
         for evaluation in read_evaluations(path):
             self._remember(evaluation)
 
@@ -66,11 +66,11 @@ class Ledger:
     def _remember(self, evaluation: Evaluation) -> None:
         self.evaluations.append(evaluation)
         self._identities.add(evaluation.identity)
-        self._by_key.setdefault(evaluation.key, []).append(evaluation)
+        self._by_key.setdefault((evaluation.purpose, evaluation.key), []).append(evaluation)
 
-    def of(self, key: str) -> list[Evaluation]:
-        """All lines about one layout."""
-        return self._by_key.get(key, [])
+    def of(self, key: str, purpose: str = SEARCH) -> list[Evaluation]:
+        """All lines about one layout that were measured for one purpose."""
+        return self._by_key.get((purpose, key), [])
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:

@@ -16,6 +16,10 @@ TIME = "time"
 TRAIN = "train"
 FAIL = "fail"
 
+SEARCH = "search"
+CALIBRATE = "calibrate"
+CONFIRM = "confirm"
+
 COMPLETE = "COMPLETE"
 FAILED = "FAIL"
 WAITING = "WAITING"
@@ -49,6 +53,8 @@ class Evaluation:
         worker: name of the worker that did it.
         device: name of the device it ran on ("cpu", "cuda:0 NVIDIA H100", …).
         conditions: everything else that bears on the numbers (threads, dtype, batch size, image size, source, …).
+        purpose: what it was measured for: ``"search"``, ``"calibrate"`` or ``"confirm"``. Only lines of ``"search"``
+            make trial records; the others lie in the same ledger and change nothing of the search.
     """
 
     what: str
@@ -67,11 +73,12 @@ class Evaluation:
     worker: str = ""
     device: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
+    purpose: str = SEARCH
 
     @property
-    def identity(self) -> tuple[str, str, int | None, int, int]:
+    def identity(self) -> tuple[str, str, str, int | None, int, int]:
         """What makes two lines the same evaluation; the ledger holds each identity once."""
-        return (self.what, self.key, self.seed, self.from_epoch, self.to_epoch)
+        return (self.purpose, self.what, self.key, self.seed, self.from_epoch, self.to_epoch)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, one JSON line of the ledger."""
@@ -187,13 +194,14 @@ def trial_records(evaluations: Iterable[Evaluation], *, epochs: int, seeds: int)
     """Gather ledger lines into one record a layout, in the order in which layouts were first asked for.
 
     Args:
-        evaluations: lines of one ledger.
+        evaluations: lines of one ledger; those that were not measured for the search are passed over.
         epochs: epochs of a full training; a layout trained for fewer is not COMPLETE.
         seeds: how many seeds a layout is trained with.
     """
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
-        groups.setdefault(evaluation.key, []).append(evaluation)
+        if evaluation.purpose == SEARCH:
+            groups.setdefault(evaluation.key, []).append(evaluation)
     records = [_record(lines, epochs, seeds) for lines in groups.values()]
     return sorted(records, key=lambda record: record.number)
 

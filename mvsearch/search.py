@@ -44,6 +44,7 @@ from mvsearch.record import (
     FAIL,
     FAILED,
     PARTIAL,
+    SEARCH,
     TIME,
     TRAIN,
     WAITING,
@@ -204,7 +205,7 @@ class Search:
         self._finished_here = 0
         self._records: dict[str, TrialRecord] = {}
         self._summary: tuple[list[TrialRecord], float | None] | None = None
-        for key in {evaluation.key for evaluation in self.ledger.evaluations}:
+        for key in {evaluation.key for evaluation in self.ledger.evaluations if evaluation.purpose == SEARCH}:
             self._refresh(key)
         self._sweep_checkpoints()
         self._todo = self._recover()

@@ -10,7 +10,7 @@ from typing import Any
 
 from mvsearch.front import reference_point
 from mvsearch.ledger import StudyError, read_evaluations, write_atomic
-from mvsearch.record import COMPLETE, trial_records
+from mvsearch.record import COMPLETE, SEARCH, trial_records
 from mvsearch.report.data import StudyData
 from mvsearch.report.words import plural
 
@@ -205,9 +205,10 @@ def load_study(folder: StudyFolder) -> StudyData:
         ),
         reference_key=environment["reference"],
         classes=classes,
-        started=min((line.started for line in evaluations if line.started), default=0.0),
-        ended=max((line.ended for line in evaluations), default=0.0),
+        started=min((line.started for line in evaluations if line.started and line.purpose == SEARCH), default=0.0),
+        ended=max((line.ended for line in evaluations if line.purpose == SEARCH), default=0.0),
         workers=environment["launches"][-1]["workers"],
+        evaluations=tuple(evaluations),
     )
 
 

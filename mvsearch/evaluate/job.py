@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mambavision.layout import HybridLayout
-from mvsearch.record import Evaluation
+from mvsearch.record import SEARCH, Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Job:
         to_epoch: epochs done at the end.
         checkpoint: what an earlier training to `from_epoch` gave back.
         keep_checkpoint: whether a training gives one back.
+        purpose: what goes into `Evaluation.purpose`.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Job:
     to_epoch: int = 0
     checkpoint: bytes | None = None
     keep_checkpoint: bool = False
+    purpose: str = SEARCH
 
     def evaluation(self, **measured: Any) -> Evaluation:
         """The ledger line of this job, with what was measured filled in."""
@@ -53,6 +55,7 @@ class Job:
                 "seed": self.seed,
                 "from_epoch": self.from_epoch,
                 "to_epoch": self.to_epoch,
+                "purpose": self.purpose,
                 **measured,
             }
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mambavision.layout import LETTERS
 from mvsearch.front import PICKS, Point, complete_records, front_records, pick, point_of
 from mvsearch.ledger import write_atomic
-from mvsearch.record import FAILED, PARTIAL, TIME, WAITING, TrialRecord
+from mvsearch.record import FAILED, PARTIAL, TIME, WAITING, Evaluation, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +33,10 @@ class StudyData:
         reference_point: (quality, log2 ratio) from which hypervolume is measured.
         reference_key: key of the layout that throughput is a ratio to.
         classes: classes of the data set.
-        started: Unix time of the first evaluation, seconds.
-        ended: Unix time of the last evaluation, seconds.
+        started: Unix time of the search's first evaluation, seconds.
+        ended: Unix time of its last, seconds.
         workers: how many workers trained at once.
+        evaluations: every line of the ledger, whatever it was measured for (`Evaluation.purpose`).
     """
 
     name: str
@@ -48,6 +49,7 @@ class StudyData:
     started: float
     ended: float
     workers: int = 1
+    evaluations: tuple[Evaluation, ...] = field(default=(), repr=False)
 
     def setting(self, *path: str, default: Any = None) -> Any:
         """A value of the config, e.g. ``study.setting("proxy", "epochs")``; the default where it is absent."""

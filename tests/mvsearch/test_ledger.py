@@ -139,3 +139,33 @@ def test_records_gather_seeds_and_tell_complete_from_partial():
         assert record.state == "PARTIAL"
     (record,) = trial_records([timing, evaluation(what="fail", reason="it broke")], epochs=6, seeds=2)
     assert (record.state, record.reason) == ("FAIL", "it broke")
+
+
+def test_what_is_measured_for_another_purpose_changes_no_record(tmp_path):
+    ledger = Ledger(tmp_path / "evaluations.jsonl")
+    searched = [evaluation(what="time", seed=None, values={"images_per_second": 9.0, "ratio": 1.0}), evaluation()]
+    others = [
+        evaluation(purpose=purpose, seed=seed, values={"nll": 9.0, "top1": 0.1})
+        for purpose in ("calibrate", "confirm")
+        for seed in (0, 1)
+    ]
+    others += [evaluation(what="fail", purpose="calibrate", reason="it broke"), evaluation("b", purpose="confirm")]
+    for line in [others[0], *searched, *others[1:]]:
+        ledger.append(line)
+    assert read_evaluations(ledger.path) == [
+        others[0],
+        *searched,
+        *others[1:],
+    ]  # seed 0 of each purpose is its own line
+    assert trial_records(ledger.evaluations, epochs=0, seeds=1) == trial_records(searched, epochs=0, seeds=1)
+    assert (ledger.of("a"), ledger.of("b")) == (searched, [])
+    assert ledger.of("a", "confirm") == others[2:4]
+
+
+def test_a_line_of_before_there_were_purposes_is_of_the_search(tmp_path):
+    ledger = Ledger(tmp_path / "evaluations.jsonl")
+    line = evaluation()
+    old = {name: value for name, value in line.to_dict().items() if name != "purpose"}
+    ledger.path.write_text(json.dumps(old) + "\n")
+    assert read_evaluations(ledger.path) == [line]
+    assert line.purpose == "search"
