@@ -38,6 +38,7 @@ from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started
 from mvsearch.front import Point, front_records, hypervolume, pareto_front, reference_point
 from mvsearch.halving import Halving, Run
 from mvsearch.ledger import Ledger, write_atomic
+from mvsearch.observation import Observation, Observations
 from mvsearch.pool import Pool
 from mvsearch.record import (
     COMPLETE,
@@ -110,19 +111,48 @@ class Outcome:
     waiting: int = 0
 
 
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """One of Optuna's samplers, set as it does best here.
+def make_sampler(
+    config: StudyConfig, space: SearchSpace, seed: int, observations: Observations
+) -> optuna.samplers.BaseSampler:
+    """The sampler of a study, set as it does best here. It is kept for the whole launch; `reseed` it before each ask.
 
     Args:
-        name: ``"tpe"`` (multivariate), ``"nsga2"`` (a small population: its default of 50 makes the first 50 trials
-            random) or ``"random"``.
+        config: of the study; `search.sampler` says which: ``"tpe"`` (multivariate), ``"nsga2"`` (a small population:
+            its default of 50 makes the first 50 trials random), ``"gp"`` (Optuna's Gaussian process with the expected
+            hypervolume improvement, for noisy objectives) or ``"random"``.
+        space: of the study.
         seed: 32 bits.
+        observations: what was measured so far, rungs and layouts under way too, for samplers that read it.
     """
+    name = config.search.sampler
     if name == "tpe":
         return optuna.samplers.TPESampler(multivariate=True, seed=seed)
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=NSGA2_POPULATION, seed=seed)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
+    """Seed a sampler's generators as if it had been made with this seed; what it has learnt stays.
+
+    Args:
+        sampler: of ours, with a method ``reseed(seed)``, or one of Optuna's, which hold a generator in ``_rng`` and the
+            sampler they fall back on in ``_random_sampler`` or ``_independent_sampler``.
+        seed: 32 bits.
+    """
+    own = getattr(sampler, "reseed", None)
+    if own is not None:
+        own(seed)
+        return
+    parts: list[Any] = [
+        sampler,
+        *(getattr(sampler, name, None) for name in ("_random_sampler", "_independent_sampler")),
+    ]
+    for part in parts:
+        if part is not None:
+            part._rng.rng.seed(seed)
 
 
 def open_optuna_study(folder: StudyFolder) -> optuna.Study:
@@ -192,6 +222,7 @@ class Search:
         self.exhausted = False
         self._baselines = space.baselines() if config.search.baselines else {}
         self._active: dict[int, Active] = {}
+        self._under_way: set[str] = set()
         self._ready: deque[Job] = deque()
         self._job_ids = itertools.count()
         self._owner: dict[int, Active] = {}
@@ -205,7 +236,9 @@ class Search:
         self._finished_here = 0
         self._records: dict[str, TrialRecord] = {}
         self._summary: tuple[list[TrialRecord], float | None] | None = None
-        for key in {evaluation.key for evaluation in self.ledger.evaluations if evaluation.purpose == SEARCH}:
+        self._observed: dict[str, Observation] = {}
+        self.study.sampler = make_sampler(config, space, config.search.seed, lambda: list(self._observed.values()))
+        for key in dict.fromkeys(line.key for line in self.ledger.evaluations if line.purpose == SEARCH):
             self._refresh(key)
         self._sweep_checkpoints()
         self._todo = self._recover()
@@ -297,7 +330,7 @@ class Search:
     def _counts(self) -> tuple[int, int, int]:
         """Layouts complete, failed and waiting between rungs (not those being trained on the next)."""
         states = Counter(record.state for record in self._records.values())
-        waiting = states[WAITING] - sum(self._is_waiting(active.layout.key) for active in self._active.values())
+        waiting = states[WAITING] - sum(map(self._is_waiting, self._under_way))
         return states[COMPLETE], states[FAILED], waiting
 
     def _is_waiting(self, key: str) -> bool:
@@ -362,6 +395,8 @@ class Search:
         )
         self._seen.add(layout.key)
         self._active[trial.number] = active
+        self._under_way.add(layout.key)
+        self._observe(layout.key, layout)
         self._advance(active)
         return True
 
@@ -389,14 +424,13 @@ class Search:
 
     def _runs(self) -> list[Run]:
         """All layouts that were timed and trained on a rung."""
-        under_way = {active.layout.key for active in self._active.values()}
         return [
             Run(
                 key=record.key,
                 throughput=record.log2_ratio,
                 qualities=tuple(rung.qualities(self.measure) for rung in record.rungs),
                 baseline=record.baseline is not None,
-                under_way=record.key in under_way,
+                under_way=record.key in self._under_way,
                 failed=record.state == FAILED,
             )
             for record in self._records.values()
@@ -417,7 +451,7 @@ class Search:
                 self.study.enqueue_trial(self.space.encode(drawn), user_attrs={"drawn": "uniform"})
             # Seeded anew for each ask, so that a resumed search does not repeat its draws.
             entropy = np.random.SeedSequence([self.config.search.seed, self._asked])
-            self.study.sampler = make_sampler(self.config.search.sampler, int(entropy.generate_state(1)[0]))
+            reseed(self.study.sampler, int(entropy.generate_state(1)[0]))
             trial = self.study.ask()
             self._asked += 1
             layout = self.space.suggest(trial)
@@ -509,7 +543,7 @@ class Search:
             trial.set_user_attr(name, value)
         self.study.tell(trial, state=TrialState.PRUNED)
         self._left[key] = (trial.number, trial.params)
-        del self._active[trial.number]
+        self._ended(active)
         self.view.trial_ended(self._records[key], self.state())
 
     def _job(self, active: Active, **what: Any) -> Job:
@@ -530,6 +564,12 @@ class Search:
         self._owner[job.id] = active
         self._ready.append(job)
 
+    def _ended(self, active: Active) -> None:
+        """A trial is no longer under way."""
+        del self._active[active.trial.number]
+        self._under_way.discard(active.layout.key)
+        self._observe(active.layout.key)
+
     def _complete(self, active: Active) -> None:
         record = self._records[active.layout.key]
         quality, throughput = record.quality(self.measure), record.log2_ratio
@@ -539,7 +579,7 @@ class Search:
             active.trial.set_user_attr(name, getattr(record, name))
         self.study.tell(active.trial, [quality, throughput])
         self._told += 1
-        del self._active[active.trial.number]
+        self._ended(active)
         self._finished_here += 1
         self._keep_weights()
         self._drop_checkpoints(active.layout.key)
@@ -555,7 +595,7 @@ class Search:
         active.trial.set_user_attr("reason", evaluation.reason)
         self.study.tell(active.trial, state=TrialState.FAIL)
         self._told += 1
-        del self._active[active.trial.number]
+        self._ended(active)
         self._finished_here += 1
         self._weights(active.layout.key).unlink(missing_ok=True)
         self._drop_checkpoints(active.layout.key)
@@ -627,6 +667,22 @@ class Search:
         lines = self.ledger.of(key)
         self._summary = None
         self._records[key] = trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0]
+
+        self._observe(key)
+
+    def _observe(self, key: str, layout: HybridLayout | None = None) -> None:
+        """What samplers are told of a layout, anew."""
+        before = self._observed.get(key)
+        record = self._records.get(key)
+        if layout is None:
+            layout = before.layout if before else HybridLayout.from_dict(self._records[key].layout)
+        self._observed[key] = Observation(
+            layout=layout,
+            throughput=record.log2_ratio if record else None,
+            qualities=tuple(rung.qualities(self.measure) for rung in record.rungs) if record else (),
+            under_way=key in self._under_way,
+            failed=record is not None and record.state == FAILED,
+        )
 
     def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:
         return self.folder.checkpoints / f"{key}.seed{seed}.epoch{epoch}.pt"

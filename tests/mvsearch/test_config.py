@@ -194,7 +194,7 @@ def test_overrides(study: Path) -> None:
         ("search.trials=[1, 2]", ["search.trials: [1, 2]", "a whole number"]),
         ("search.hours=0", ["search.hours: 0", "null or a number above 0"]),
         ("search=5", ["search: 5", "sampler, trials, hours"]),
-        ("search.sampler=tpr", ["search.sampler: 'tpr'", "tpe, nsga2, random", "Did you mean 'tpe'?"]),
+        ("search.sampler=tpr", ["search.sampler: 'tpr'", "tpe, nsga2, gp, random", "Did you mean 'tpe'?"]),
         ("search.seed=-1", ["search.seed: -1", "0 to"]),
         ("objectives.quality=accuracy", ["objectives.quality: 'accuracy'", "nll, top1"]),
         ("proxy.learning_rate=.nan", ["proxy.learning_rate", "a number above 0"]),

@@ -65,13 +65,14 @@ def _layout(record):
     return HybridLayout.from_dict(record.layout)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", pytest.param("gp", marks=pytest.mark.slow)])
 def test_the_same_seed_asks_for_the_same_layouts_and_another_seed_for_others(tmp_path, sampler):
     runs = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         path = tmp_path / name
         path.mkdir()
-        search = search_in(path, f"search.sampler={sampler}", f"search.seed={seed}", "search.trials=24")
+        trials = 13 if sampler == "gp" else 24  # of which it draws the last three from its model
+        search = search_in(path, f"search.sampler={sampler}", f"search.seed={seed}", f"search.trials={trials}")
         search.run()
         runs[name] = [key for key, _ in told(search)]
     assert runs["a"] == runs["b"]
@@ -340,3 +341,41 @@ def test_utilisation_counts_only_time_in_which_a_worker_was_busy(tmp_path):
     assert outcome.seconds <= time.monotonic() - began
     assert 12 * 0.2 / outcome.seconds <= outcome.utilisation <= 1.0
     assert true_ratio(slow.space.reference()) > 0
+
+
+def test_a_sampler_is_kept_over_its_asks_and_sees_what_was_measured(tmp_path, monkeypatch):
+    seen = []
+
+    class Reading(optuna.samplers.RandomSampler):
+        def reseed(self, seed):
+            seen.append((seed, self.observations()))
+            self._rng.rng.seed(seed)
+
+    def make(config, space, seed, observations):
+        sampler = Reading(seed=seed)
+        sampler.observations = observations
+        made.append(sampler)
+        return sampler
+
+    made = []
+    monkeypatch.setattr("mvsearch.search.make_sampler", make)
+    bad = search_in(tmp_path).space.baselines()["first half"].key
+    made.clear()
+    search = search_in(tmp_path, *RUNGS_OF_TWO, make=MakeFakeWorker(faults=((bad, "raise late"),)))
+    search.run()
+    assert len(made) == 1
+    assert len({seed for seed, _ in seen}) == len(seen)
+    last = {found.layout.key: found for found in seen[-1][1]}
+    records = {record.key: record for record in search.records()}
+    assert set(last) <= set(records)
+    ended = [found for key, found in last.items() if not found.under_way]
+    assert {len(found.qualities) for found in ended} == {1, 2}
+    for found in ended:
+        record = records[found.layout.key]
+        assert found.throughput == record.log2_ratio
+        assert found.qualities == tuple(rung.qualities("nll") for rung in record.rungs)[: len(found.qualities)]
+        assert found.failed == (record.state == FAILED)
+    assert last[bad].failed
+
+
+RUNGS_OF_TWO = ("search.sampler=random", "proxy.epochs=6", "fidelity={eta: 3, rungs: 2}", "search.trials=8")
