@@ -45,7 +45,7 @@ class _Verbs(TyperGroup):
 def _exit_code(error: BaseException) -> int | None:
     """2 for bad input, 1 for a search that failed, 128 + signal for an interruption; None for a fault of ours."""
     kind = type(error)
-    if kind.__name__ == "Interrupted" and kind.__module__ == "mvsearch.search":
+    if kind.__name__ == "Interrupted" and kind.__module__ == "mvsearch.stop":
         return 128 + error.signum  # type: ignore[attr-defined]
     if isinstance(error, SystemExit):
         return 128 + signal.SIGTERM if error.code == signal.SIGTERM else None

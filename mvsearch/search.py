@@ -14,16 +14,11 @@ import dataclasses
 import itertools
 import random
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -55,6 +50,7 @@ from mvsearch.record import (
 )
 from mvsearch.space import SearchSpace
 from mvsearch.status import StatusWriter
+from mvsearch.stop import Interrupted, stop_signals
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming
 from mvsearch.view import LaunchState, View
@@ -68,14 +64,6 @@ NSGA2_POPULATION = 12
 
 class SearchFailed(RuntimeError):
     """Every trial failed; the message carries the first reason."""
-
-
-class Interrupted(BaseException):
-    """A signal asked the search to stop; everything measured so far is kept."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; everything measured so far is kept")
-        self.signum = signum
 
 
 @dataclass
@@ -268,7 +256,7 @@ class Search:
         began = self.pool.now()
         hours = self.config.search.hours
         try:
-            with _stop_signals(at_once=self.pool.in_process) as stop:
+            with stop_signals(at_once=self.pool.in_process) as stop:
                 while True:
                     over = hours is not None and self.pool.now() - began > hours * 3600
                     self._fill(asking=not over)
@@ -785,46 +773,3 @@ def _points(records: list[TrialRecord], measure: str) -> list[Point]:
         if record.state == COMPLETE and quality is not None and throughput is not None:
             points.append(Point(record.key, quality, throughput))
     return pareto_front(points)
-
-
-class _Stop:
-    """Turns SIGINT and SIGTERM into `Interrupted`, but only where nothing can be left half-written.
-
-    With `at_once` it is raised inside a job that runs in this process. Ray must not be interrupted like that; its pool
-    comes back several times a second, and the signal is acted on then.
-    """
-
-    def __init__(self, at_once: bool) -> None:
-        self.at_once = at_once
-        self.signum: int | None = None
-        self.waiting = False
-
-    def handle(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        if self.waiting and self.at_once:
-            self.waiting = False
-            raise Interrupted(signum)
-
-    def next(self, events: Iterator[Event]) -> Event | None:
-        self.waiting = True
-        try:
-            event = None if self.signum is not None else next(events, None)
-        finally:
-            self.waiting = False
-        if self.signum is not None:
-            raise Interrupted(self.signum)
-        return event
-
-
-@contextmanager
-def _stop_signals(*, at_once: bool) -> Iterator[_Stop]:
-    stop = _Stop(at_once)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signum: signal.signal(signum, stop.handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -26,7 +26,8 @@ from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import COMPLETE, FAILED, TRAIN, WAITING
 from mvsearch.report import trials_table
 from mvsearch.report.page import _trial_row
-from mvsearch.search import Interrupted, _trailing_refusals
+from mvsearch.search import _trailing_refusals
+from mvsearch.stop import Interrupted
 from mvsearch.terminal import panel, record_line
 from mvsearch.view import View
 

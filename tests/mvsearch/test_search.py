@@ -15,8 +15,9 @@ from mvsearch.config import load_config
 from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
-from mvsearch.search import Interrupted, Search, SearchFailed, brief_optuna_study, open_optuna_study
+from mvsearch.search import Search, SearchFailed, brief_optuna_study, open_optuna_study
 from mvsearch.space import SearchSpace
+from mvsearch.stop import Interrupted
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
