@@ -1,14 +1,15 @@
 """The front: dominance, exact hypervolume in two dimensions, knee and picks, all of (quality, throughput).
 
 Both are maximised. Quality is minus the NLL or top-1 (`TrialRecord.quality`), throughput is log2 of the ratio to the
-study's reference layout. Only the standard library is needed.
+study's reference layout. Only the standard library is needed, and SciPy where noise is judged.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mvsearch.record import COMPLETE, TrialRecord
@@ -220,3 +221,157 @@ def hypervolume_history(
         area = hypervolume(front, reference)
         steps.append(HypervolumeStep(count, record.number, area, area / baselines if baselines > 0 else None))
     return steps
+
+
+# -- how sure it is --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """How far one training moves with its seed, pooled over layouts.
+
+    Attributes:
+        sd: standard deviation between seeds of one layout, in the unit of quality.
+        df: degrees of freedom behind it: the trainings less the layouts.
+    """
+
+    sd: float
+    df: int
+
+    def se(self, seeds: int) -> float:
+        """Standard error of a mean over so many seeds."""
+        return self.sd / math.sqrt(seeds)
+
+
+def seed_noise(groups: Iterable[Sequence[float]]) -> SeedNoise | None:
+    """Pool the standard deviation between seeds over layouts; None where no group has two values.
+
+    One layout has too few seeds for an estimate of its own to be of use, so all are taken to have the same.
+
+    Args:
+        groups: the qualities of each layout, one a seed; groups of fewer than two say nothing and are passed over.
+    """
+    squares, df = 0.0, 0
+    for values in groups:
+        if len(values) > 1:
+            mean = math.fsum(values) / len(values)
+            squares += math.fsum((value - mean) ** 2 for value in values)
+            df += len(values) - 1
+    return SeedNoise(math.sqrt(squares / df), df) if df else None
+
+
+def quality_se(record: TrialRecord, measure: str, noise: SeedNoise | None) -> float | None:
+    """Standard error of a record's quality: its own where it has two seeds, else the pooled one, else None."""
+    own = record.quality_se(measure)
+    if own is not None:
+        return own
+    return noise.se(len(record.seeds)) if noise and record.seeds else None
+
+
+ON_FRONT, UNDECIDED, DOMINATED = "front", "undecided", "dominated"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a layout belongs to the front, once noise is taken into account.
+
+    Attributes:
+        key: the layout.
+        rival: the best of the others that are at least as fast; None for the fastest of all.
+        gap: its quality less the rival's; None without a rival.
+        se: standard error of that difference; None without a rival.
+        verdict: ``"front"`` (better than all that are at least as fast), ``"dominated"`` (worse than one of them) or
+            ``"undecided"`` (the difference is within what seeds alone make).
+    """
+
+    key: str
+    rival: str | None
+    gap: float | None
+    se: float | None
+    verdict: str
+
+
+def standings(
+    points: Sequence[Point], seeds: Mapping[str, int], noise: SeedNoise, *, alpha: float = 0.05
+) -> list[Standing]:
+    """Judge each layout against the best of the others that are at least as fast, in the order given.
+
+    A two-sided t test of the difference in quality, with the pooled `SeedNoise` for both. All layouts are judged, so
+    the level of each test is `alpha` over their number (Bonferroni): the chance that any verdict of ``"front"`` or
+    ``"dominated"`` is wrong is at most `alpha` as far as seeds go. Throughput is taken as exact. Where the qualities
+    are those by which the layouts were chosen, the rival's is the best of many and so too good: fresh seeds
+    (`mvsearch confirm`) are free of that.
+
+    Args:
+        points: one a layout.
+        seeds: how many trainings are behind each key.
+        noise: between seeds.
+        alpha: between 0 and 1.
+    """
+    from scipy.special import stdtrit
+
+    threshold = float(stdtrit(noise.df, 1 - alpha / (2 * len(points)))) if points else 0.0
+    rivals: dict[str, Point | None] = {}
+    best: list[Point] = []  # the two best of those at least as fast, so that one of them is another
+    fastest_first = sorted(points, key=lambda p: -p.throughput)
+    for _, equally_fast in itertools.groupby(fastest_first, key=lambda p: p.throughput):
+        group = list(equally_fast)
+        best = sorted([*best, *group], key=lambda p: -p.quality)[:2]
+        for point in group:
+            rivals[point.key] = next((other for other in best if other.key != point.key), None)
+    found = []
+    for point in points:
+        rival = rivals[point.key]
+        if rival is None:
+            found.append(Standing(point.key, None, None, None, ON_FRONT))
+            continue
+        gap = point.quality - rival.quality
+        se = noise.sd * math.sqrt(1 / seeds[point.key] + 1 / seeds[rival.key])
+        verdict = UNDECIDED if abs(gap) <= threshold * se else ON_FRONT if gap > 0 else DOMINATED
+        found.append(Standing(point.key, rival.key, gap, se, verdict))
+    return found
+
+
+def indistinguishable(
+    points: Sequence[Point], seeds: Mapping[str, int], noise: SeedNoise, *, alpha: float = 0.05
+) -> list[Point]:
+    """The points that cannot be told apart from the front: all but those that are dominated beyond noise.
+
+    Arguments and test are those of `standings`. The front itself is always among them.
+    """
+    return [
+        point
+        for point, standing in zip(points, standings(points, seeds, noise, alpha=alpha), strict=True)
+        if standing.verdict != DOMINATED
+    ]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Layouts of equal cost: the same blocks in another order have the same parameters and multiply-accumulates.
+
+    Attributes:
+        params: of each.
+        macs: of each, without the scan.
+        members: best quality first.
+    """
+
+    params: int | None
+    macs: int | None
+    members: tuple[TrialRecord, ...]
+
+
+def families(records: Iterable[TrialRecord], measure: str) -> list[Family]:
+    """Group complete records by their cost, so that each cost is shown once; cheapest first.
+
+    Those of which no cost is known each stand alone, at the end.
+    """
+    groups: dict[tuple[object, ...], list[TrialRecord]] = {}
+    for record in complete_records(records, measure):
+        cost = (record.params, record.macs, record.macs_attention, record.macs_scan)
+        groups.setdefault((record.key,) if None in cost[:2] else cost, []).append(record)
+    found = [
+        Family(members[0].params, members[0].macs, tuple(sorted(members, key=lambda r: -(r.quality(measure) or 0.0))))
+        for members in groups.values()
+    ]
+    return sorted(found, key=lambda f: (math.inf if f.macs is None else f.macs, f.params or 0))

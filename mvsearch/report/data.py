@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambavision.layout import LETTERS
-from mvsearch.front import PICKS, Point, complete_records, front_records, pick, point_of
+from mvsearch.front import PICKS, Point, SeedNoise, Standing, complete_records, front_records, pick, point_of, standings
 from mvsearch.ledger import write_atomic
 from mvsearch.record import FAILED, PARTIAL, TIME, WAITING, Evaluation, TrialRecord
+from mvsearch.trust import Calibration, Confirmation, calibration, confirmation, study_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +85,30 @@ class StudyData:
     def facts(self) -> list[tuple[TrialRecord, list[StageFacts]]]:
         """Complete layouts with the facts of their stages."""
         return [(record, stage_facts(record.layout)) for record in self.complete]
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Whether the proxy ranks layouts as long training does; None before `mvsearch calibrate`."""
+        return calibration(self)
+
+    @cached_property
+    def confirmation(self) -> Confirmation | None:
+        """The front with fresh seeds on the test split; None before `mvsearch confirm`."""
+        return confirmation(self)
+
+    @cached_property
+    def noise(self) -> SeedNoise | None:
+        """Noise between seeds of a full training, in quality; None where no layout was trained twice."""
+        return study_noise(self)
+
+    @cached_property
+    def standings(self) -> dict[str, Standing]:
+        """Each complete layout's `front.Standing` by its key; empty where the noise is not known."""
+        points = [point for record in self.complete if (point := point_of(record, self.measure))]
+        if self.noise is None or self.noise.sd == 0:
+            return {}
+        seeds = {record.key: len(record.seeds) for record in self.complete}
+        return {standing.key: standing for standing in standings(points, seeds, self.noise)}
 
     @property
     def failed(self) -> list[TrialRecord]:
