@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# One process a core; the tests of a file stay together, as they share what they launch.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: search test test-all check format clean
 
@@ -10,10 +12,10 @@ search: $(INSTALLED)  ## search the shipped space: about five minutes on two CPU
 	$(BIN)/mvsearch launch search_spaces/stagewise.yaml
 
 test: $(INSTALLED)  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(INSTALLED)  ## the slow tests too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .
