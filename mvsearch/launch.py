@@ -22,8 +22,9 @@ from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import MakeReplayWorker, ReplayPool, Synthetic
 from mvsearch.record import TRAIN
 from mvsearch.report.data import StudyData
-from mvsearch.search import Outcome, Search, SearchFailed, brief_optuna_study
+from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
+from mvsearch.storage import brief_optuna_study
 from mvsearch.study import StudyFolder, write_results
 from mvsearch.timings import check_conditions, read_timings
 from mvsearch.view import View

@@ -15,7 +15,6 @@ import itertools
 import random
 import shutil
 import time
-import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mambavision.layout import HybridLayout
@@ -51,6 +48,7 @@ from mvsearch.record import (
 from mvsearch.space import SearchSpace
 from mvsearch.status import StatusWriter
 from mvsearch.stop import Interrupted, stop_signals
+from mvsearch.storage import Memory, open_optuna_study
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming
 from mvsearch.view import LaunchState, View
@@ -143,30 +141,6 @@ def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
             part._rng.rng.seed(seed)
 
 
-def open_optuna_study(folder: StudyFolder) -> optuna.Study:
-    """Open (or begin) the sampler's memory of a study. Call it under the study's lock."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A driver that was killed leaves the journal's own lock behind, which would cost the next one its 30 s of grace.
-    for name in (".lock", ".rename"):
-        folder.journal.with_name(folder.journal.name + name).unlink(missing_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = JournalStorage(JournalFileBackend(str(folder.journal)))
-    return _optuna_study(folder, storage)
-
-
-def brief_optuna_study(folder: StudyFolder) -> optuna.Study:
-    """A sampler's memory that is gone with this process: for dry runs, where the journal's writes take most time."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return _optuna_study(folder, optuna.storages.InMemoryStorage())
-
-
-def _optuna_study(folder: StudyFolder, storage: optuna.storages.BaseStorage) -> optuna.Study:
-    return optuna.create_study(
-        storage=storage, study_name=folder.name, directions=["maximize", "maximize"], load_if_exists=True
-    )
-
-
 class Search:
     """One study being searched by this process, which holds its lock.
 
@@ -177,7 +151,7 @@ class Search:
         pool: where jobs run.
         view: what a person sees.
         timings: recorded timings by layout key; a layout that is not there is measured.
-        study: the sampler's memory; None: the journal in the folder.
+        study: where the sampler's memory is kept; None: the journal in the folder.
     """
 
     def __init__(
@@ -202,10 +176,9 @@ class Search:
         self.halving = Halving(len(self.rungs), config.fidelity.eta if config.fidelity else 2)
         self.seeds = [config.search.seed * 1000 + number for number in range(config.proxy.seeds)]
         self.ledger = Ledger(folder.ledger)
-        self.study = study or open_optuna_study(folder)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.set_metric_names([f"quality ({self.measure})", "log2 throughput ratio"])
+        metrics = [f"quality ({self.measure})", "log2 throughput ratio"]
+        self.memory = Memory(study or open_optuna_study(folder), metrics)
+        self.study = self.memory.study
         self._status = StatusWriter(folder)
         self.exhausted = False
         self._baselines = space.baselines() if config.search.baselines else {}
@@ -231,7 +204,7 @@ class Search:
         self._sweep_checkpoints()
         self._todo = self._recover()
         # Everything the sampler's draws depend on is counted from the study, so that a resumed search draws the same.
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.memory.trials()
         self._asked = sum(not _is_interrupted(trial) and trial.state != TrialState.WAITING for trial in trials)
         self._refusals = _trailing_refusals(trials)
         told = [trial for trial in trials if trial.state in _TOLD and not _is_interrupted(trial)]
@@ -362,7 +335,7 @@ class Search:
         """
         if self._told + self._on_the_last_rung() >= self.config.search.trials:
             return False
-        if not self._todo and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if not self._todo and not self.memory.trials(TrialState.WAITING):
             promotion = self._promotion()
             if promotion is not None:
                 self._todo.append(promotion)
@@ -428,7 +401,7 @@ class Search:
     def _ask(self) -> tuple[optuna.Trial, HybridLayout] | None:
         """The next layout within the budgets that was not seen before; None when there is none left."""
         while True:
-            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            waiting = self.memory.trials(TrialState.WAITING)
             if not waiting and self._todo:
                 params, attributes = self._todo.popleft()
                 self.study.enqueue_trial(params, user_attrs=attributes)
@@ -446,6 +419,7 @@ class Search:
             trial.set_user_attr("key", layout.key)
             if "continues" in trial.user_attrs:
                 self._refusals = 0
+                self.memory.begin(trial)
                 return trial, layout
             excess = self.space.excess(layout)
             if layout.key in self._seen:
@@ -455,9 +429,10 @@ class Search:
                     trial.set_constraint(name, amount)
             else:
                 self._refusals = 0
+                self.memory.begin(trial)
                 return trial, layout
             self._refusals += 1
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self.memory.tell(trial.number, state=TrialState.PRUNED)
 
     # -- one trial --------------------------------------------------------------------------------------------------
 
@@ -527,9 +502,8 @@ class Search:
     def _leave(self, active: Active) -> None:
         """A trial has reached the end of its rung: its layout waits there."""
         trial, key = active.trial, active.layout.key
-        for name, value in (("rung", active.rung), ("epoch", self.rungs[active.rung])):
-            trial.set_user_attr(name, value)
-        self.study.tell(trial, state=TrialState.PRUNED)
+        self.memory.set(trial.number, rung=active.rung, epoch=self.rungs[active.rung])
+        self.memory.tell(trial.number, state=TrialState.PRUNED)
         self._left[key] = (trial.number, trial.params)
         self._ended(active)
         self.view.trial_ended(self._records[key], self.state())
@@ -563,9 +537,9 @@ class Search:
         quality, throughput = record.quality(self.measure), record.log2_ratio
         assert quality is not None
         assert throughput is not None
-        for name in ("params", "macs", "nll", "top1", "images_per_second", "ratio"):
-            active.trial.set_user_attr(name, getattr(record, name))
-        self.study.tell(active.trial, [quality, throughput])
+        names = ("params", "macs", "nll", "top1", "images_per_second", "ratio")
+        self.memory.set(active.trial.number, **{name: getattr(record, name) for name in names})
+        self.memory.tell(active.trial.number, [quality, throughput])
         self._told += 1
         self._ended(active)
         self._finished_here += 1
@@ -580,8 +554,8 @@ class Search:
             self.pool.cancel(job_id)
         self._ready = deque(job for job in self._ready if job.id not in active.jobs)
         self._append(evaluation)
-        active.trial.set_user_attr("reason", evaluation.reason)
-        self.study.tell(active.trial, state=TrialState.FAIL)
+        self.memory.set(active.trial.number, reason=evaluation.reason)
+        self.memory.tell(active.trial.number, state=TrialState.FAIL)
         self._told += 1
         self._ended(active)
         self._finished_here += 1
@@ -707,7 +681,7 @@ class Search:
     def _recover(self) -> deque[tuple[dict[str, Any], dict[str, Any]]]:
         """What has to be asked for again, and the baselines not asked for yet, in their order."""
         self._release_running()
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.memory.trials()
         alive = {_step(trial) for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)}
         todo: dict[tuple[str | None, int], tuple[dict[str, Any], dict[str, Any]]] = {}
         for trial in trials:
@@ -728,9 +702,9 @@ class Search:
 
     def _release_running(self) -> None:
         """Tell trials that no worker works on any more FAIL, so that none is left RUNNING for ever."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
-            self.study.tell(trial.number, state=TrialState.FAIL)
+        for trial in self.memory.trials(TrialState.RUNNING):
+            self.memory.set(trial.number, interrupted=True)
+            self.memory.tell(trial.number, state=TrialState.FAIL)
 
 
 _TOLD = (TrialState.COMPLETE, TrialState.FAIL)

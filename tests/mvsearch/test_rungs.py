@@ -225,7 +225,7 @@ def test_a_missing_checkpoint_costs_the_rung_again_and_that_is_said(whole, tmp_p
 def test_killed_once_the_same_trials_and_values_come_out(whole, tmp_path):
     path = tmp_path / "killed"
     path.mkdir()
-    assert drive(path, 1501, *RUNGS).returncode == -signal.SIGKILL
+    assert drive(path, 601, *RUNGS).returncode == -signal.SIGKILL
     view = Notices()
     resumed = search_in(path, *RUNGS, view=view)
     assert 0 < len(resumed.records()) < len(whole.records())
@@ -243,7 +243,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(tmp_path):
     path = tmp_path / "killed"
     path.mkdir()
     kills = 0
-    while (ended := drive(path, 150 + 37 * kills, *few)).returncode == -signal.SIGKILL:
+    while (ended := drive(path, 60 + 17 * kills, *few)).returncode == -signal.SIGKILL:
         kills += 1
         assert kills < 40
     assert ended.returncode == 0, ended.stderr

@@ -15,9 +15,10 @@ from mvsearch.config import load_config
 from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
-from mvsearch.search import Search, SearchFailed, brief_optuna_study, open_optuna_study
+from mvsearch.search import Search, SearchFailed
 from mvsearch.space import SearchSpace
 from mvsearch.stop import Interrupted
+from mvsearch.storage import brief_optuna_study, open_optuna_study
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
@@ -307,7 +308,7 @@ def test_killed_once_in_the_middle_the_same_trials_and_values_come_out(tmp_path)
     whole.run()
     path = tmp_path / "killed"
     path.mkdir()
-    assert drive(path, 301).returncode == -signal.SIGKILL
+    assert drive(path, 151).returncode == -signal.SIGKILL
     in_flight = open_optuna_study(StudyFolder(path / "stagewise"))
     assert 3 < len(in_flight.get_trials()) < 21
     resumed = search_in(path, "search.trials=16")
