@@ -213,6 +213,32 @@ def front(
 
 
 @app.command()
+def insight(
+    study: Study,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Say what ratio, placement, state and width do, at matched parameters and throughput."""
+    from mvsearch.study import find_study, load_study
+
+    folder = find_study(study, studies)
+    loaded = load_study(folder)
+    if format is Format.table:
+        from mvsearch import terminal
+        from mvsearch.integrations.importance import with_importance
+
+        where = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
+        terminal.print_insight(terminal.console(), with_importance(loaded), f"mvsearch report {folder.name}{where}")
+        return
+    from mvsearch.report.insight import Insight, insight_table
+
+    table = insight_table(Insight(loaded))
+    typer.echo(
+        table.to_csv(index=False) if format is Format.csv else table.to_json(orient="records", indent=2), nl=False
+    )
+
+
+@app.command()
 def status(study: Study, studies: Studies = Path("studies")) -> None:
     """Show how far a search is, from another terminal; nothing is touched."""
     from mvsearch import terminal

@@ -214,9 +214,10 @@ def load_study(folder: StudyFolder) -> StudyData:
 
 def write_results(folder: StudyFolder) -> StudyData:
     """Write trials.csv, front.csv and report.html of a study from its ledger."""
+    from mvsearch.integrations.importance import with_importance
     from mvsearch.report import write_report, write_tables
 
-    study = load_study(folder)
+    study = with_importance(load_study(folder))
     write_tables(study, folder.path)
     write_report(study, folder.report)
     return study

@@ -18,7 +18,7 @@ from rich.text import Text
 from mambavision.layout import LETTERS
 from mambavision.look import ACCENT, console
 from mvsearch.record import COMPLETE, FAILED, TrialRecord
-from mvsearch.report.words import duration, factor, percent, plural, scaled
+from mvsearch.report.words import duration, factor, fixed, percent, plural, scaled, with_error
 from mvsearch.strip import rich_strip
 from mvsearch.view import LaunchState, View
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mvsearch.bench import BenchRow
     from mvsearch.launch import DryRun
     from mvsearch.report.data import StudyData
+    from mvsearch.report.insight import NamedPattern
     from mvsearch.space import SearchSpace, SpaceDescription
     from mvsearch.status import Status
 
@@ -290,6 +291,97 @@ def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, do
     for name, layout in description.baselines.items():
         baselines.add_row(Text(name, style="italic"), rich_strip(layout))
     out.print(baselines)
+
+
+def print_insight(out: Console, study: StudyData, following: str) -> None:
+    """What a study says about ratio, placement, state and width, and what it does not."""
+    from mvsearch.report.insight import CALIPER, FACTOR_NAMES, Insight, effect_short, unsupported
+
+    insight = Insight(study)
+    out.print(
+        f"{study.name}: {plural(len(insight.layouts), 'layout')} compared. Differences to a reference kind (NLL in "
+        f"nats, top-1 in points, speed as a factor), ± half of a 95 % interval. p: from so many pairs of layouts that "
+        f"are equal in everything else and whose costs differ by at most {percent(CALIPER, 0)}; m: from a model, where "
+        "there are too few pairs; –: not enough trials to say; bold: the interval leaves out nought."
+    )
+    groups: dict[tuple[int, str], list[Any]] = {}
+    for one in insight.comparisons:
+        groups.setdefault((one.stage, one.factor), []).append(one)
+    heads = {
+        ("nll", "params"): "NLL, equal params",
+        ("top1", "params"): "top-1, equal params",
+        ("nll", "throughput"): "NLL, equal speed",
+        ("top1", "throughput"): "top-1, equal speed",
+        ("throughput", "params"): "speed, equal params",
+        ("nll", "rest"): "NLL, all else equal",
+        ("top1", "rest"): "top-1, all else equal",
+        ("throughput", "rest"): "speed, all else equal",
+    }
+    for (stage, by), own in groups.items():
+        title = f"Stage {stage}: {FACTOR_NAMES[by]}" if stage else FACTOR_NAMES[by].capitalize()
+        table = Table(
+            title=f"\n{title}, against {own[0].reference}",
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+        )
+        table.add_column("kind", no_wrap=True)
+        table.add_column("n", justify="right")
+        for one in own:
+            table.add_column(heads[one.outcome, one.matched], justify="right")
+        for row, effect in enumerate(own[0].effects):
+            cells = []
+            for one in own:
+                same = one.effects[row]
+                style = "bold" if same.clear else "" if same.low is not None else "dim"
+                cells.append(Text(effect_short(same, one.outcome), style=style))
+            table.add_row(effect.label, str(effect.trials), *cells)
+        out.print(table)
+    _print_published(out, study, insight.published())
+    if study.importance:
+        out.print(Text("\nImportance (PED-ANOVA): share of what decides the best tenth", style="bold"))
+        for name, shares in study.importance.items():
+            some = sorted(shares.items(), key=lambda item: -item[1])[:5]
+            out.print(f"{name}: " + ", ".join(f"{by} {percent(share, 0)}" for by, share in some))
+    out.print(Text("\nWhat this study does not support", style="bold"))
+    for sentence in unsupported(insight):
+        out.print(f"- {sentence}")
+    known = sum(len(one.known) for one in insight.comparisons)
+    if known:
+        chance = -(-known // 20)
+        out.print(
+            Text(
+                f"{known} intervals at 95 %: about {chance} would leave out the reference by chance alone.", style="dim"
+            )
+        )
+    out.print(f"Next: {following}, and its section Insight")
+
+
+def _print_published(out: Console, study: StudyData, patterns: list[NamedPattern]) -> None:
+    found = [one for one in patterns if one.record is not None]
+    if len(found) < 2:
+        return
+    table = Table(
+        title="\nThe published patterns (table 5 of the paper), best first",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_column("pattern", no_wrap=True)
+    table.add_column("layout", no_wrap=True)
+    for name in ("top-1", "NLL", "ratio", "params", "paper's top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    records = [(one, one.record) for one in found if one.record is not None]
+    for one, record in sorted(records, key=lambda pair: -(pair[1].quality(study.measure) or 0.0)):
+        nll = fixed(record.nll) + (f" ± {fixed(record.nll_se)}" if record.nll_se is not None else "")
+        top1 = with_error(record.top1, record.top1_se)
+        numbers = (top1, nll, factor(record.ratio), scaled(record.params), percent(one.published))
+        table.add_row(one.name, rich_strip(record.layout), *numbers)
+    out.print(table)
 
 
 def print_studies(out: Console, rows: list[tuple[str, str]]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,8 @@ class StudyData:
         ended: Unix time of its last, seconds.
         workers: how many workers trained at once.
         evaluations: every line of the ledger, whatever it was measured for (`Evaluation.purpose`).
+        importance: of each outcome (``"quality"``, ``"throughput"``, ``"both"``), the share of each factor, adding up
+            to 1; None where it was not computed. By `mvsearch.integrations.importance`.
     """
 
     name: str
@@ -51,6 +54,7 @@ class StudyData:
     ended: float
     workers: int = 1
     evaluations: tuple[Evaluation, ...] = field(default=(), repr=False)
+    importance: Mapping[str, Mapping[str, float]] | None = None
 
     def setting(self, *path: str, default: Any = None) -> Any:
         """A value of the config, e.g. ``study.setting("proxy", "epochs")``; the default where it is absent."""
@@ -249,6 +253,15 @@ def validation_images(study: StudyData) -> int | None:
                 return int(line.values["val_images"])
     asked = study.setting("proxy", "val_images")
     return asked if isinstance(asked, int) else None
+
+
+def device_hours(study: StudyData) -> Callable[[float], float]:
+    """Hours that all workers together had spent timing and training by a moment given in Unix seconds."""
+    done = (line for record in study.records for line in record.evaluations if 0 < line.started < line.ended)
+    lines = sorted((line.ended, line.ended - line.started) for line in done)
+    ends = [end for end, _ in lines]
+    spent = list(itertools.accumulate((seconds / 3600 for _, seconds in lines), initial=0.0))
+    return lambda moment: spent[bisect.bisect_right(ends, moment)]
 
 
 @dataclass(frozen=True)

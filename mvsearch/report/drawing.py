@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Any
 from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
 from mvsearch.front import hypervolume_history
 from mvsearch.record import TrialRecord
-from mvsearch.report.data import StudyData, picks
-from mvsearch.report.ratio import FACTORS, NOT_ENOUGH, Comparison, Effect, Slope, compare, hybrid_stages
+from mvsearch.report.data import StudyData, device_hours, picks
+from mvsearch.report.insight import (
+    FACTOR_NAMES,
+    MATCH_NAMES,
+    MODEL,
+    NOT_ENOUGH,
+    OUTCOME_NAMES,
+    REFERENCE,
+    Comparison,
+    Effect,
+    Insight,
+    displayed,
+    effect_words,
+    source_words,
+)
 from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
 from mvsearch.strip import hover_strip
 
@@ -21,7 +34,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PALE = "rgba(138,143,152,0.45)"
-FACTOR_TITLES = {"share": "attention share", "placement": "placement of attention", "state": "state size"}
 _DECADE = (1, 1.5, 2, 3, 5, 7)
 _STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
 
@@ -29,44 +41,34 @@ _STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
 def figures(study: StudyData) -> dict[str, Figure]:
     """All figures of a report by name, each with its title, so that it can stand alone.
 
-    ``front`` (top-1 on the axis), ``front_nll``, ``ratio`` (one row a stage and factor; quality left, throughput
-    right), ``ratio_stageK_FACTOR_OUTCOME`` for each part of it, and ``hypervolume``. Those that a study has no data for
-    are left out.
+    ``front`` (top-1 on the axis), ``front_nll``, ``ratio`` (one row a stage and factor: quality at matched parameters,
+    quality at matched throughput, throughput at matched parameters), `ratio_name` of each part of it, and
+    ``hypervolume``. Those that a study has no data for are left out.
     """
-    made = page_figures(study)
-    comparisons = ratio_comparisons(study)
-    if comparisons:
-        made["ratio"] = ratio_figure(study, comparisons)
+    insight = Insight(study)
+    made = page_figures(study, insight)
+    if insight.comparisons:
+        made["ratio"] = ratio_figure(study, insight.comparisons)
     return made
 
 
-def page_figures(study: StudyData) -> dict[str, Figure]:
+def page_figures(study: StudyData, insight: Insight) -> dict[str, Figure]:
     """`figures` without ``ratio``: a page shows its parts, which a phone can stack."""
     made: dict[str, Figure] = {}
     if not study.complete:
         return made
     made["front"] = front_figure(study, "top1")
     made["front_nll"] = front_figure(study, "nll")
-    for one in ratio_comparisons(study):
+    for one in insight.comparisons:
         made[ratio_name(one)] = ratio_figure(study, [one])
     made["hypervolume"] = hypervolume_figure(study)
     return made
 
 
 def ratio_name(comparison: Comparison) -> str:
-    """Name of a comparison's figure, e.g. ``"ratio_stage2_share_nll"``."""
-    return f"ratio_stage{comparison.stage}_{comparison.factor}_{comparison.outcome}"
-
-
-def ratio_comparisons(study: StudyData) -> list[Comparison]:
-    """For each hybrid stage and each factor that varies in it: the comparison of quality, then of throughput."""
-    found = []
-    for stage in hybrid_stages(study):
-        for name in FACTORS:
-            pair = [compare(study, stage, name, outcome) for outcome in (study.measure, "throughput")]
-            if len(pair[0].effects) > 1:
-                found += pair
-    return found
+    """Name of a comparison's figure, e.g. ``"ratio_stage2_share_nll_params"``."""
+    one = comparison
+    return f"ratio_stage{one.stage}_{one.factor}_{one.outcome}_{one.matched}"
 
 
 def front_title(study: StudyData) -> str:
@@ -186,48 +188,55 @@ def front_figure(study: StudyData, axis: str) -> Figure:
 
 
 def ratio_figure(study: StudyData, comparisons: Sequence[Comparison]) -> Figure:
-    """Kinds of a stage against the average layout of equal width: a dot and its 95 % interval, quality and throughput.
+    """Kinds of a stage against the reference kind: a dot and its 95 % interval, hollow where a model says it.
 
     Args:
         study: where the comparisons come from.
-        comparisons: one alone, or pairs of (quality, throughput) as `ratio_comparisons` gives them, two to a row.
+        comparisons: one alone, or those of `Insight.comparisons`: a row a stage and factor.
     """
     from plotly.subplots import make_subplots
 
-    columns = 1 if len(comparisons) == 1 else 2
-    rows = [comparisons[i : i + columns] for i in range(0, len(comparisons), columns)]
-    heights = [len(row[0].effects) for row in rows]
-    height = (48 + 30 * sum(heights) + 100 * (len(rows) - 1) + 146) if columns == 2 else 92 + 30 * heights[0]
-    spare = height - 146 if columns == 2 else height
+    rows: dict[tuple[int, str], list[Comparison]] = {}
+    for one in comparisons:
+        rows.setdefault((one.stage, one.factor), []).append(one)
+    alone = len(comparisons) == 1
+    columns = max(len(row) for row in rows.values())
+    heights = [len(row[0].effects) for row in rows.values()]
+    height = 92 + 30 * heights[0] if alone else 48 + 30 * sum(heights) + 100 * (len(rows) - 1) + 146
     figure = make_subplots(
         rows=len(rows),
         cols=columns,
-        shared_yaxes=columns == 2,
-        horizontal_spacing=0.06,
-        vertical_spacing=min(100 / spare, 0.9 / max(1, len(rows) - 1)) if len(rows) > 1 else 0.0,
+        shared_yaxes=not alone,
+        horizontal_spacing=0.04,
+        vertical_spacing=min(100 / (height - 146), 0.9 / (len(rows) - 1)) if len(rows) > 1 else 0.0,
         row_heights=heights,
-        subplot_titles=[] if columns == 1 else [_ratio_heading(one) for row in rows for one in row],
+        subplot_titles=[]
+        if alone
+        else [_ratio_heading(row[i], "<br>") if i < len(row) else "" for row in rows.values() for i in range(columns)],
     )
-    title = _ratio_heading(comparisons[0]) if columns == 1 else "What share, place and state do at equal width"
-    figure.update_layout(_layout(title, height=round(height)))
-    if columns == 2:
+    title = "What share, place and state do, against a reference kind, at matched cost"
+    figure.update_layout(_layout(_ratio_heading(comparisons[0]) if alone else title, height=round(height)))
+    if not alone:
         figure.update_layout(margin_t=84, title_y=0.995, title_yanchor="top")
-        figure.update_annotations(font_size=13)
-    for row, pair in enumerate(rows, start=1):
-        for column, one in enumerate(pair, start=1):
+        figure.update_annotations(font_size=12)
+    for row, several in enumerate(rows.values(), start=1):
+        for column, one in enumerate(several, start=1):
             _add_comparison(figure, one, row, column)
     return figure
 
 
 def hypervolume_figure(study: StudyData) -> Figure:
-    """Hypervolume after each complete layout, as a multiple of the hand-made layouts' (else in its own unit)."""
+    """Hypervolume over device-hours, as a multiple of the hand-made layouts' (else in its own unit)."""
     import plotly.graph_objects as go
 
     steps = hypervolume_history(study.records, study.reference_point, study.measure)
+    hours = device_hours(study)
+    ends = {record.number: record.ended for record in study.complete}
     relative = bool(steps) and steps[-1].multiple is not None
-    figure = go.Figure(layout=_layout("Hypervolume over trials", height=320))
+    spent = [hours(ends[step.number] or 0.0) for step in steps]
+    figure = go.Figure(layout=_layout("Hypervolume over device-hours", height=320))
     figure.add_scatter(
-        x=[step.complete for step in steps],
+        x=spent if any(spent) else [step.complete for step in steps],
         y=[step.multiple if relative else step.hypervolume for step in steps],
         mode="lines",
         line={"shape": "hv", "color": ACCENT, "width": 2},
@@ -240,7 +249,8 @@ def hypervolume_figure(study: StudyData) -> Figure:
             x=1, xref="paper", y=1, text="hand-made layouts = 1", showarrow=False, xanchor="right", yanchor="bottom"
         )
     unit = "nats × octaves" if study.measure == "nll" else "top-1 × octaves"
-    figure.update_xaxes(title_text="Layouts complete", rangemode="tozero")
+    what = "Device-hours: time that workers spent timing and training" if any(spent) else "Layouts complete"
+    figure.update_xaxes(title_text=what, rangemode="tozero")
     figure.update_yaxes(
         title_text="Hypervolume<br>(× the hand-made layouts’)" if relative else f"Hypervolume ({unit})",
         rangemode="tozero",
@@ -271,14 +281,14 @@ def _layout(title: str, height: int) -> dict[str, Any]:
 _Box = tuple[float, float, float, float]
 
 
-def _ratio_heading(one: Comparison) -> str:
-    outcome = {"nll": "NLL", "top1": "top-1", "throughput": "throughput"}[one.outcome]
-    return f"Stage {one.stage}: {outcome} by {FACTOR_TITLES[one.factor]}"
+def _ratio_heading(one: Comparison, between: str = " ") -> str:
+    where = f"Stage {one.stage}: " if one.stage else ""
+    return f"{where}{OUTCOME_NAMES[one.outcome]} by {FACTOR_NAMES[one.factor]},{between}{MATCH_NAMES[one.matched]}"
 
 
 def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> None:
     labels = [f"{effect.label} (n = {effect.trials})" for effect in one.effects]
-    scale = functools.partial(_displayed, outcome=one.outcome)
+    scale = functools.partial(displayed, outcome=one.outcome)
     known: list[tuple[str, float, float, float, Effect]] = []
     for label, e in zip(labels, one.effects, strict=True):
         if e.value is not None and e.low is not None and e.high is not None:
@@ -300,24 +310,39 @@ def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> N
             "color": GREY,
         },
         mode="markers",
-        marker={"color": [ACCENT if e.clear else GREY for *_, e in known], "size": 10},
-        hovertext=[f"{html.escape(label)}: {html.escape(effect_words(e, one.outcome))}" for label, *_, e in known],
+        marker={
+            "color": [ACCENT if e.clear else GREY for *_, e in known],
+            "size": 10,
+            "symbol": ["circle-open" if e.source == MODEL else "circle" for *_, e in known],
+            "line": {"width": 2},
+        },
+        hovertext=[
+            f"{html.escape(label)}: {html.escape(effect_words(e, one.outcome))}, {source_words(e)}"
+            for label, *_, e in known
+        ],
         hovertemplate="%{hovertext}<extra></extra>",
         row=row,
         col=column,
     )
     where = {"row": row, "col": column}
     for label, effect in zip(labels, one.effects, strict=True):
-        if effect.value is None:
+        if effect.low is None:
+            text = "reference" if effect.source == REFERENCE else f"<i>{NOT_ENOUGH}</i>"
             figure.add_annotation(
-                x=_axis(scale(0.0), one), y=label, text=f"<i>{NOT_ENOUGH}</i>", showarrow=False, **where
+                x=_axis(scale(0.0), one),
+                y=label,
+                text=text,
+                showarrow=False,
+                yshift=0 if effect.source is None else 9,
+                font={"size": 11},
+                **where,
             )
     ends = [end for _, _, low, high, _ in known for end in (low, high)]
     low, high = min([scale(0.0), *ends]), max([scale(0.0), *ends])
     title = {
         "nll": "NLL difference (nats; better →)",
         "top1": "Top-1 difference (points)",
-        "throughput": "Throughput (× the average)",
+        "throughput": "Throughput (× the reference kind; better →)",
     }[one.outcome]
     if one.outcome == "throughput":
         left, right = _stretched(low, high) if ends else (0.5, 2.0)
@@ -339,29 +364,6 @@ def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> N
         **where,
     )
     figure.update_yaxes(autorange="reversed", gridcolor=GRID, automargin=True, ticksuffix="  ", **where)
-
-
-def effect_words(effect: Effect | Slope, outcome: str) -> str:
-    """An effect and its interval in words, e.g. ``"1.120× (1.050× to 1.200×)"``; `NOT_ENOUGH` without them.
-
-    NLL is given as itself, so that a lower one is better.
-    """
-    if effect.value is None or effect.low is None or effect.high is None:
-        return NOT_ENOUGH
-    value = _displayed(effect.value, outcome)
-    ends = sorted((_displayed(effect.low, outcome), _displayed(effect.high, outcome)))
-    if outcome == "throughput":
-        return f"{value:.3f}× ({ends[0]:.3f}× to {ends[1]:.3f}×)"
-    digits, unit = (3, "nats") if outcome == "nll" else (1, "points")
-    texts = [f"{v:+.{digits}f}".replace("-", "−") for v in (value, *ends)]
-    return f"{texts[0]} {unit} ({texts[1]} to {texts[2]})"
-
-
-def _displayed(value: float, outcome: str) -> float:
-    """From an outcome's unit to the one that is shown: a factor for throughput, points for top-1, NLL as itself."""
-    if outcome == "throughput":
-        return float(2**value)
-    return 100 * value if outcome == "top1" else -value
 
 
 def _axis(value: float, one: Comparison) -> float:

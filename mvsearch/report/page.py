@@ -23,13 +23,19 @@ from mvsearch.report.data import (
     reordering,
     validation_images,
 )
-from mvsearch.report.ratio import (
+from mvsearch.report.insight import (
+    CALIPER,
+    FACTOR_NAMES,
+    MATCH_NAMES,
     MIN_TRIALS,
     NOT_ENOUGH,
+    OUTCOME_NAMES,
     Comparison,
-    centre_slope,
-    compare,
-    hybrid_stages,
+    Insight,
+    comparison_words,
+    effect_words,
+    source_words,
+    unsupported,
 )
 from mvsearch.report.words import (
     DASH,
@@ -74,10 +80,11 @@ def page(study: StudyData) -> str:
     """The report as HTML text, about 5 MB, nearly all of it plotly.js."""
     from plotly.offline import get_plotlyjs
 
+    insight = Insight(study)
     sections = [
         _first_screen(study),
         _front(study),
-        _ratio(study),
+        _insight(study, insight),
         _search(study),
         _failures(study),
         _conditions(study),
@@ -99,7 +106,7 @@ def page(study: StudyData) -> str:
 {"".join(sections)}
 </main>
 <script>{get_plotlyjs()}</script>
-<script type="application/json" id="figures">{_figures_json(drawing.page_figures(study))}</script>
+<script type="application/json" id="figures">{_figures_json(drawing.page_figures(study, insight))}</script>
 <script>{SCRIPT}</script>
 </body>
 </html>
@@ -265,11 +272,7 @@ def _how_sure(study: StudyData) -> list[str]:
         )
     else:
         se = pooled_se(study.complete, study.measure)
-        if se is None:
-            amount = "an unknown amount"
-        else:
-            apart = 2 * math.sqrt(2) * se
-            amount = points(apart).lstrip("+") if study.measure == "top1" else f"{apart:.3f} nats"
+        amount = "an unknown amount" if se is None else _apart_words(study, se)
         sentences.append(
             f"Each value is the mean of n = {study.seeds} seeds; error bars are one standard error. Two layouts "
             f"that differ by less "
@@ -360,123 +363,156 @@ def _trial_names(records: Sequence[TrialRecord], most: int = 5) -> str:
     return listed([*names, f"{len(records) - most} more"] if len(records) > most else names)
 
 
-# -- the ratio -----------------------------------------------------------------------------------------------------
+# -- insight -------------------------------------------------------------------------------------------------------
 
 
-def _ratio(study: StudyData) -> str:
-    stages = hybrid_stages(study)
-    if not stages:
+def _insight(study: StudyData, insight: Insight) -> str:
+    if not insight.stages:
         return ""
+    groups: dict[tuple[int, str], list[Comparison]] = {}
+    for one in insight.comparisons:
+        groups.setdefault((one.stage, one.factor), []).append(one)
     parts = [
-        "<h2>The ratio: what share, place and state of the blocks do</h2>",
-        "<p>Wider layouts are better and slower whatever their order. So each dot compares only layouts of equal "
-        "width (depth, and the "
-        "attention share of the other stages, are held equal by least squares): how far a kind of stage lies from "
-        "the average layout at "
-        f"equal width, with its 95 % interval. Blue where the interval leaves out the average, grey where it does "
-        f"not. "
-        f"Kinds with fewer than {MIN_TRIALS} layouts that can be matched say “{NOT_ENOUGH}”.</p>",
+        '<h2 id="insight">Insight: what ratio, placement, state and width do</h2>',
+        "<p>Wider layouts are better and slower whatever their order, so no plain averages here. Each dot is a kind "
+        "of stage minus the reference kind, at equal parameters or at equal throughput, with its 95 % interval. "
+        "Filled dots are from matched pairs: layouts equal in everything else, whose costs differ by at most "
+        f"{percent(CALIPER, 0)}. Hollow dots are from a model (a Gaussian process) where the study has too few pairs. "
+        f"Blue where the interval leaves out the reference, grey where it does not. Kinds with fewer than "
+        f"{MIN_TRIALS} layouts that can be compared say “{NOT_ENOUGH}”.</p>",
     ]
-    all_comparisons = drawing.ratio_comparisons(study)
-    for stage in stages:
-        own = [one for one in all_comparisons if one.stage == stage]
-        parts.append(f"<h3>Stage {stage}</h3>")
-        if not own:
-            parts.append("<p>Its blocks were the same in every layout: nothing to compare.</p>")
-            continue
-        parts += [f"<p>{sentence}</p>" for sentence in _stage_words(own)]
-        for quality, speed in zip(own[::2], own[1::2], strict=True):
-            pair = "".join(_ratio_plot(one) for one in (quality, speed))
-            parts.append(f'<div class="pairs">{pair}</div>')
-        parts.append(_centre_words(study, stage))
-        parts.append(
-            f"<details><summary>Numbers of stage {stage}, in both "
-            f"measures</summary>{_ratio_table(study, own)}</details>"
-        )
-    known = sum(effect.value is not None for one in all_comparisons for effect in one.effects)
+    for (stage, by), own in groups.items():
+        name = FACTOR_NAMES[by]
+        title = f"Stage {stage}: {name}" if stage else f"{name[0].upper()}{name[1:]}"
+        parts.append(f"<h3>{title}, against {html.escape(own[0].reference)}</h3><ul>")
+        parts += [f"<li>{_capital(html.escape(comparison_words(one)))}</li>" for one in own]
+        parts.append(f'</ul><div class="pairs">{"".join(_ratio_plot(one) for one in own)}</div>')
+    parts.append(_numbers(insight.comparisons))
+    parts.append(_published(study, insight))
+    parts.append(_importance(study))
+    cannot = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in unsupported(insight))
+    parts.append(f"<h3>What this study does not support</h3><ul>{cannot}</ul>")
+    known = sum(len(one.known) for one in insight.comparisons)
     if known:
         parts.append(
-            f'<p class="note">{known} intervals at 95 %: about {math.ceil(known / 20)} would leave out the average '
-            f"by chance alone. The sampler "
-            "chose these layouts, not a coin; window, MLP and state size vary freely where they are searched.</p>"
+            f'<p class="note">{known} intervals at 95 %: about {math.ceil(known / 20)} would leave out the reference '
+            "by chance alone. The sampler chose these layouts, not a coin; a study launched with "
+            "<code>--design placement</code> is balanced.</p>"
         )
     return "".join(parts)
 
 
-def _stage_words(own: Sequence[Comparison]) -> list[str]:
-    sentences = []
-    for quality, speed in zip(own[::2], own[1::2], strict=True):
-        name = drawing.FACTOR_TITLES[quality.factor]
-        texts = []
-        for one, better, worse in ((quality, "better", "worse"), (speed, "faster", "slower")):
-            clear = [e for e in one.effects if e.clear and e.value is not None]
-            for word, some in (
-                (better, [e for e in clear if (e.value or 0) > 0]),
-                (worse, [e for e in clear if (e.value or 0) < 0]),
-            ):
-                if some:
-                    texts.append(
-                        f"{word} than average: "
-                        + listed([f"{e.label} ({_inside(drawing.effect_words(e, one.outcome))})" for e in some])
-                    )
-        known = any(e.value is not None for e in (*quality.effects, *speed.effects))
-        if texts:
-            said = "; ".join(texts)
-        elif known:
-            said = "no kind can be told from the average layout of equal width"
-        else:
-            said = NOT_ENOUGH
-        sentences.append(f"<b>By {name}:</b> {html.escape(said)}.")
-    return sentences
-
-
-def _inside(words: str) -> str:
-    """``"a (b to c)"`` for use inside brackets, ``"a, b to c"``."""
-    return words.replace(" (", ", ").removesuffix(")")
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _ratio_plot(one: Comparison) -> str:
-    heading = {"nll": "NLL", "top1": "Top-1", "throughput": "Throughput"}[one.outcome]
-    name = drawing.FACTOR_TITLES[one.factor]
+    heading = f"{_capital(OUTCOME_NAMES[one.outcome])} {MATCH_NAMES[one.matched]}"
+    label = f"{heading}, by {FACTOR_NAMES[one.factor]}" + (f" of stage {one.stage}" if one.stage else "")
     return (
-        f"<figure><h4>{heading} by {name}</h4>"
-        f'<div class="plot" data-figure="{drawing.ratio_name(one)}" role="img" aria-label="{heading} of stage '
-        f'{one.stage} by {name}"></div></figure>'
+        f'<figure><h4>{heading}</h4><div class="plot" data-figure="{drawing.ratio_name(one)}" role="img" '
+        f'aria-label="{label}"></div></figure>'
     )
 
 
-def _centre_words(study: StudyData, stage: int) -> str:
-    slopes = {outcome: centre_slope(study, stage, outcome) for outcome in (study.measure, "throughput")}
-    names = {"nll": "NLL", "top1": "top-1", "throughput": "throughput"}
-    texts = [f"{names[outcome]} {drawing.effect_words(slope, outcome)}" for outcome, slope in slopes.items()]
-    return (
-        f'<p class="note">Moving attention from the first block to the last (its centre of mass, among '
-        f"{slopes['throughput'].trials} mixed orders, at equal share): {html.escape('; '.join(texts))}.</p>"
-    )
-
-
-def _ratio_table(study: StudyData, own: Sequence[Comparison]) -> str:
+def _numbers(comparisons: Sequence[Comparison]) -> str:
     rows = []
-    for quality in own[::2]:
-        by_outcome = {
-            outcome: compare(study, quality.stage, quality.factor, outcome) for outcome in ("nll", "top1", "throughput")
-        }
-        for position, effect in enumerate(quality.effects):
-            cells = []
-            for outcome, one in by_outcome.items():
-                same = one.effects[position] if position < len(one.effects) else effect
-                cells.append(f'<td class="n">{html.escape(drawing.effect_words(same, outcome))}</td>')
+    for one in comparisons:
+        for effect in one.effects:
+            where = f"{one.stage}" if one.stage else DASH
             rows.append(
-                f'<tr><td>{quality.factor}</td><td class="w">{html.escape(effect.label)}</td>'
-                f'<td class="n">{effect.trials}</td>'
-                f'<td class="n">{effect.matched}</td>{"".join(cells)}</tr>'
+                f'<tr><td class="n">{where}</td><td>{FACTOR_NAMES[one.factor]}</td>'
+                f'<td class="w">{html.escape(effect.label)}</td><td class="n">{effect.trials}</td>'
+                f"<td>{OUTCOME_NAMES[one.outcome]} {MATCH_NAMES[one.matched]}</td>"
+                f'<td class="n">{html.escape(effect_words(effect, one.outcome))}</td>'
+                f"<td>{source_words(effect)}</td></tr>"
             )
+    if not rows:
+        return ""
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Effects in '
-        'numbers"><table><thead><tr><th>By</th><th>Kind</th>'
-        '<th class="n">Layouts</th><th class="n">Matched</th><th class="n">NLL</th><th class="n">Top-1</th>'
-        f'<th class="n">Throughput</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        "<details><summary>All effects in numbers</summary>"
+        '<div class="scroll tall" tabindex="0" role="region" aria-label="Effects in numbers"><table><thead><tr>'
+        '<th class="n">Stage</th><th>Factor</th><th>Kind</th><th class="n">Layouts</th><th>Outcome</th>'
+        '<th class="n">Against the reference (95 %)</th><th>From</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
     )
+
+
+def _published(study: StudyData, insight: Insight) -> str:
+    patterns = insight.published()
+    found = [one for one in patterns if one.record]
+    if len(found) < 2:
+        return (
+            "<h3>The published patterns</h3><p>This study holds fewer than two of the patterns of the paper’s table 5 "
+            "at one size.</p>"
+        )
+    rows = []
+    for one in sorted(found, key=lambda one: -_quality(study, one.record)):
+        record = one.record
+        assert record is not None
+        rows.append(
+            f"<tr><td>{one.name}</td><td>{html_strip(record.layout)}</td>"
+            f'<td class="n">{with_error(record.top1, record.top1_se)}</td>'
+            f'<td class="n">{_nll_words(record)}</td><td class="n">{factor(record.ratio)}</td>'
+            f'<td class="n">{scaled(record.params)}</td><td class="n">{percent(one.published)}</td></tr>'
+        )
+    missing = [one.name for one in patterns if not one.record]
+    absent = f" Not tried at this size: {listed(missing)}." if missing else ""
+    se = pooled_se(study.complete, study.measure)
+    noise = (
+        "Each was trained once here: their order may be chance."
+        if se is None
+        else f"Differences under {_apart_words(study, se)} are within the noise between seeds."
+    )
+    return (
+        "<h3>The published patterns</h3><p>The patterns of table 5 of the MambaVision paper as they came out here, at "
+        f"one width and state, best first. {noise}{absent} The paper’s own numbers are one run each of "
+        "MambaVision-T on ImageNet-1K (300 epochs); there only “late attention” stands out of the noise.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="The published patterns"><table><thead><tr>'
+        '<th>Pattern</th><th>Layout</th><th class="n">Top-1</th><th class="n">NLL</th><th class="n">Speed</th>'
+        '<th class="n">Parameters</th><th class="n">Paper: top-1</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _quality(study: StudyData, record: TrialRecord | None) -> float:
+    quality = None if record is None else record.quality(study.measure)
+    return -math.inf if quality is None else quality
+
+
+def _importance(study: StudyData) -> str:
+    if not study.importance:
+        return ""
+    names = list(study.importance)
+    factors = sorted({f for one in study.importance.values() for f in one}, key=lambda f: -_share(study, names[0], f))
+    rows = "".join(
+        f"<tr><td>{html.escape(f)}</td>"
+        + "".join(f'<td class="n">{percent(_share(study, name, f), 0)}</td>' for name in names)
+        + "</tr>"
+        for f in factors
+    )
+    heads = "".join(f'<th class="n">{_capital(html.escape(name))}</th>' for name in names)
+    return (
+        "<h3>Importance</h3><p>How much each factor decides whether a layout is among the best tenth of this study, as "
+        "shares (PED-ANOVA, by Optuna). It says how much a factor mattered to this sampler’s layouts, not in which "
+        "direction, and not at equal cost.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Importance"><table><thead><tr><th>Factor</th>'
+        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _share(study: StudyData, outcome: str, factor: str) -> float:
+    return (study.importance or {}).get(outcome, {}).get(factor, 0.0)
+
+
+def _nll_words(record: TrialRecord) -> str:
+    return fixed(record.nll) + (f" ± {fixed(record.nll_se)}" if record.nll_se is not None else "")
+
+
+def _apart_words(study: StudyData, se: float) -> str:
+    """The smallest difference of two layouts that is not within the noise between seeds."""
+    apart = 2 * math.sqrt(2) * se
+    return points(apart).lstrip("+") if study.measure == "top1" else f"{apart:.3f} nats"
 
 
 # -- search, failures, conditions, trials --------------------------------------------------------------------------

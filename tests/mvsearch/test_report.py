@@ -23,8 +23,8 @@ from mvsearch.record import COMPLETE, TrialRecord
 from mvsearch.report import StudyData, figures, front_table, trials_table, write_report, write_tables
 from mvsearch.report.data import gains, margin, picks, placement, pooled_se, reordering, stage_facts
 from mvsearch.report.drawing import front_figure
+from mvsearch.report.insight import Insight, share_bin
 from mvsearch.report.page import page
-from mvsearch.report.ratio import NOT_ENOUGH, centre_slope, compare, hybrid_stages, share_bin
 from mvsearch.strip import hover_strip, html_strip, ink, rich_strip
 
 
@@ -212,113 +212,6 @@ def test_centre_of_mass_and_share() -> None:
     ]
 
 
-# -- the ratio -----------------------------------------------------------------------------------------------------
-
-
-def synthetic(rows: list[tuple[int, str, str, float, float]]) -> StudyData:
-    """A study of given (width, stage 2, stage 3, nll, ratio)."""
-    records = []
-    for number, (width, second, third, nll, ratio) in enumerate(rows):
-        made = study_factory.layout(width, second, third)
-        records.append(
-            TrialRecord(
-                number=number,
-                key=f"{made.key}-{number}",
-                layout=made.to_dict(),
-                state=COMPLETE,
-                nll=nll,
-                top1=0.9 - nll / 10,
-                ratio=ratio,
-                seeds=(0,),
-            )
-        )
-    return with_records(study_factory.study(), records)
-
-
-def test_width_does_not_confound_the_share() -> None:
-    # Attention was mostly tried in wide layouts, which are better; the true effect of attention is nought.
-    rows = [(16, "MMMM", "MMM")] * 9 + [(16, "AAAA", "MMM")] * 3 + [(40, "MMMM", "MMM")] * 3 + [(40, "AAAA", "MMM")] * 9
-    wobble = [0.01 * ((7 * i) % 5 - 2) for i in range(len(rows))]
-    study = synthetic([(*row, (1.0 if row[0] == 16 else 0.5) + wobble[i], 1.0) for i, row in enumerate(rows)])
-    plain = {kind: [r.nll for r in study.complete if kind in r.pattern] for kind in ("MMMM", "AAAA")}
-    assert sum(plain["MMMM"]) / 12 - sum(plain["AAAA"]) / 12 > 0.2
-    comparison = compare(study, 2, "share", "nll")
-    assert [e.label for e in comparison.effects] == ["none", "all"]
-    assert all(abs(e.value) < 0.02 and not e.clear and e.matched == 12 for e in comparison.effects)
-
-
-def test_a_true_effect_is_found_at_equal_width_and_share_with_its_size() -> None:
-    study = study_factory.study(trials=150, failures=0)
-    by_share = {e.label: e for e in compare(study, 3, "share", "throughput").effects}
-    assert by_share["all"].clear
-    assert by_share["all"].value > by_share["none"].value
-    by_place = {e.label: e for e in compare(study, 3, "placement", "nll").effects}
-    # true_values: 0.08 nats for attention in the last block and 0.04 in the middle one of three.
-    gap = by_place["last"].value - by_place["first"].value
-    assert gap == pytest.approx(0.08, abs=0.03)
-    slope = centre_slope(study, 3, "nll")
-    assert slope.low <= 0.08 * 1.5 + 0.05
-    assert slope.low > 0
-
-
-def test_intervals_of_a_factor_without_effect_leave_out_zero_about_one_time_in_twenty() -> None:
-    clear = total = 0
-    for seed in range(25):
-        study = study_factory.study(trials=50, failures=0, seed=seed)
-        for stage in (2, 3):
-            for outcome in ("nll", "throughput"):
-                for effect in compare(study, stage, "state", outcome).effects:
-                    total += 1
-                    clear += effect.clear
-    assert total == 300
-    assert clear <= 30
-
-
-def test_share_does_not_confound_the_state() -> None:
-    # Large states were mostly tried with little attention; throughput follows the share alone.
-    tried = {4: ("MMMM", "MMMA", "MMAA", "MAAA", "AMAA"), 16: ("MMMM", "MMMM", "MMMM", "MMMA", "MMAA")}
-    records = []
-    for state, patterns in tried.items():
-        for blocks in patterns:
-            made = study_factory.layout(24, blocks, "MMM", (state, 8))
-            values = {"nll": 1.0, "ratio": 2.0 ** (blocks.count("A") / 4), "state": COMPLETE}
-            number = len(records)
-            records.append(TrialRecord(number=number, key=f"{number}", layout=made.to_dict(), **values))
-    effects = compare(with_records(study_factory.study(), records), 2, "state", "throughput").effects
-    assert [effect.trials for effect in effects] == [5, 5]
-    assert [effect.value for effect in effects] == pytest.approx([0, 0], abs=1e-9)
-
-
-def test_kinds_with_too_few_or_unmatched_trials_say_so() -> None:
-    few = [(16, "MMMM", "MMM")] * 5 + [(16, "MMAA", "MMM")] * 5 + [(16, "AAAA", "MMM")] * 2
-    study = synthetic([(*row, 1.0 + 0.01 * i, 1.0 + 0.01 * (i % 3)) for i, row in enumerate(few)])
-    effects = {e.label: e for e in compare(study, 2, "share", "nll").effects}
-    assert effects["all"].trials == 2
-    assert effects["all"].value is None
-    assert effects["none"].value is not None
-    # Ten of each, but never at the same width: nothing can be said at equal width.
-    apart = [(16, "MMMM", "MMM")] * 10 + [(40, "AAAA", "MMM")] * 10
-    study = synthetic([(*row, 1.0 + 0.01 * i, 1.0) for i, row in enumerate(apart)])
-    effects = {e.label: e for e in compare(study, 2, "share", "nll").effects}
-    assert [(e.trials, e.matched, e.value) for e in effects.values()] == [(10, 0, None), (10, 0, None)]
-    assert NOT_ENOUGH in visible(page(study))
-
-
-def test_two_islands_of_widths_are_not_compared_with_each_other() -> None:
-    rows = [(16, b, "MMM") for b in ("MMMM", "MMAA") for _ in range(6)]
-    rows += [(40, b, "MMM") for b in ("AAAA", "MAAA") for _ in range(4)]
-    study = synthetic([(*row, 1.0 + 0.01 * (i % 4), 1.0) for i, row in enumerate(rows)])
-    known = {e.label for e in compare(study, 2, "share", "nll").effects if e.value is not None}
-    assert known == {"none", "40–60 %"}
-
-
-def test_a_small_study_claims_nothing() -> None:
-    study = study_factory.study(trials=7, failures=0)
-    for stage in hybrid_stages(study):
-        for factor in ("share", "placement", "state"):
-            assert all(e.value is None for e in compare(study, stage, factor, "nll").effects)
-
-
 # -- the page ------------------------------------------------------------------------------------------------------
 
 
@@ -388,8 +281,8 @@ def test_figures_have_names_titles_and_every_part_of_the_page(tmp_path: Path) ->
         "front",
         "front_nll",
         "hypervolume",
-        "ratio_stage2_share_nll",
-        "ratio_stage3_placement_throughput",
+        "ratio_stage2_share_nll_params",
+        "ratio_stage3_placement_throughput_params",
     } <= on_page
     assert all(figure.layout.title.text for figure in drawn.values())
 
@@ -485,6 +378,7 @@ def test_a_columnar_study_makes_a_page() -> None:
                 nll=1 + number / 50,
                 top1=0.5,
                 ratio=1 + (number % 5) / 9,
+                params=1000 * width,
             )
         )
     study = with_records(study_factory.study(), rows)
@@ -492,7 +386,7 @@ def test_a_columnar_study_makes_a_page() -> None:
     assert "Stage 1" in visible(text)
     assert 'aria-label="GGAA"' in text
     assert f".b-G {{ background: {LETTERS['G'].colour};" in text
-    shares = compare(study, 1, "share", "nll")
+    shares = Insight(study).compare(1, "share", "nll", "params")
     assert [(effect.label, effect.trials) for effect in shares.effects] == [("none", 6), ("40–60 %", 12), ("all", 6)]
     assert all(effect.value is not None for effect in shares.effects)
     states = {fact.state for record in rows for fact in stage_facts(record.layout)}
