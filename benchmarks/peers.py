@@ -9,6 +9,7 @@ of models and as a Markdown table.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from mvsearch.bench import BenchRow, bench
 
@@ -39,7 +40,7 @@ def main() -> None:
     print("| model | params | MACs (no scan) | img/s | ratio | ± IQR |")
     print("|---|--:|--:|--:|--:|--:|", flush=True)
 
-    def show(row: BenchRow) -> None:
+    def show(row: BenchRow, conditions: dict[str, Any]) -> None:
         speed = f"{row.images_per_second:,.1f} | {row.ratio:.2f} | {row.iqr:.1%}"
         print(f"| `{row.name}` | {row.params / 1e6:.1f} M | {row.macs / 1e9:.2f} G | {speed} |", flush=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from mambavision.scan import scan_path
 from mvsearch.evaluate import throughput
 from mvsearch.evaluate.gate import DeviceGate
 from mvsearch.evaluate.worker import device_name, physical_name
+from mvsearch.space import SearchSpace
 
 
 class BenchError(ValueError):
@@ -32,6 +35,8 @@ class BenchRow:
 
     Attributes:
         name: as given.
+        key: of the layout; None for a model that is none.
+        layout: the layout as JSON; None for a model that is none.
         params: parameters.
         macs: multiply-adds of one image, counted while it runs (convolutions, matrix products, attention; no scan).
         images_per_second: median over the windows.
@@ -42,6 +47,8 @@ class BenchRow:
     """
 
     name: str
+    key: str | None
+    layout: str | None
     params: int
     macs: int
     images_per_second: float
@@ -88,13 +95,16 @@ def bench(
     threads: int = 1,
     window_s: float = 0.5,
     windows: int = 5,
+    cuda_graph: str | bool = "auto",
     latency: bool = False,
-    on_row: Callable[[BenchRow], None] = lambda row: None,
+    load: Callable[[str], nn.Module] = load,
+    keep: bool = True,
+    on_row: Callable[[BenchRow, dict[str, Any]], None] = lambda row, conditions: None,
 ) -> tuple[list[BenchRow], dict[str, Any]]:
     """Time models one after the other, each in turns with the first.
 
     Args:
-        names: see `load`; the first is the one that ratios are to.
+        names: what `load` takes; the first is the one that ratios are to.
         image_size: side of the images in pixels.
         batch_size: images a pass.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``.
@@ -102,8 +112,11 @@ def bench(
         threads: of PyTorch, on a CPU.
         window_s: seconds of a window.
         windows: windows of each model.
+        cuda_graph: ``"auto"`` or False, as for `throughput.measure`.
         latency: time single images as well.
-        on_row: called with each row when it is there.
+        load: makes a model of its name.
+        keep: whether all models are made, and checked, before the first is timed; else one after the other.
+        on_row: called with each row when it is there, and the conditions.
 
     Returns:
         The rows in the order of `names`, and the conditions they hold for.
@@ -111,45 +124,127 @@ def bench(
     Raises:
         BenchError: for a model that cannot be found, or does not take images of this size.
     """
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise BenchError(f"device: {device!r} is not there; cpu is")
-    models = {name: load(name).to(where).eval() for name in dict.fromkeys(names)}
-    images = _images(models[names[0]], batch_size, image_size, where)
-    for name, model in models.items():
+    where = _device(device)
+    reference = load(names[0]).to(where).eval()
+    images = _images(reference, batch_size, image_size, where)
+
+    def prepared(name: str) -> nn.Module:
+        model = reference if name == names[0] else load(name).to(where).eval()
         _check(name, model, images[:1])
-    rows = []
-    for name in names:
-        # Exclusive on its device: a search that trains there waits, and is waited for.
-        with DeviceGate(physical_name(where)).write(), throughput.threads(threads):
-            options: dict[str, Any] = {"window_s": window_s, "windows": windows, "dtype": dtype}
-            found = throughput.measure(models[name], models[names[0]], images, **options)
-            single = throughput.measure(models[name], models[names[0]], images[:1], **options) if latency else None
-        row = BenchRow(
-            name=name,
-            params=sum(parameter.numel() for parameter in models[name].parameters()),
-            macs=_macs(models[name], images[:1]),
-            images_per_second=found["images_per_second"],
-            ratio=found["ratio"],
-            iqr=found["iqr"],
-            drift=found["drift"],
-            latency_ms=1e3 / single["images_per_second"] if single else None,
-        )
-        rows.append(row)
-        on_row(row)
+        return model
+
+    models = {name: prepared(name) for name in dict.fromkeys(names)} if keep else {}
     conditions = {
         "device": device_name(where),
         "threads": threads if where.type == "cpu" else None,
         "image_size": image_size,
         "batch_size": batch_size,
-        "dtype": dtype,
         "window_s": window_s,
         "windows": windows,
+        "reference": _key(reference) or names[0],
         "scan": scan_path(where),
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
+    rows = []
+    for name in names:
+        model = models.get(name) or prepared(name)
+        # Exclusive on its device: a search that trains there waits, and is waited for.
+        with DeviceGate(physical_name(where)).write(), throughput.threads(threads):
+            found, measured = throughput.measure(
+                model,
+                reference,
+                images,
+                window_s=window_s,
+                windows=windows,
+                dtype=dtype,
+                cuda_graph=cuda_graph,
+                latency=latency,
+            )
+        if not isinstance(conditions.get("cuda_graph"), str):  # the reason of the first that could not be captured
+            conditions |= measured
+        row = BenchRow(
+            name=name,
+            key=_key(model),
+            layout=_layout_json(model),
+            params=sum(parameter.numel() for parameter in model.parameters()),
+            macs=_macs(model, images[:1]),
+            images_per_second=found["images_per_second"],
+            ratio=found["ratio"],
+            iqr=found["iqr"],
+            drift=found["drift"],
+            latency_ms=found.get("latency_ms"),
+        )
+        rows.append(row)
+        on_row(row, conditions)
     return rows, conditions
+
+
+def bench_space(
+    space: SearchSpace,
+    *,
+    layouts: int,
+    device: str = "auto",
+    seed: int = 0,
+    on_row: Callable[[BenchRow, dict[str, Any]], None] = lambda row, conditions: None,
+) -> tuple[list[BenchRow], dict[str, Any]]:
+    """Time layouts of a space as its study would, for a search on another machine (``throughput.file``).
+
+    Args:
+        space: whose ``timing`` section says how.
+        layouts: how many: the hand-made ones, then others drawn uniformly; fewer where the space has fewer.
+        device: as for `bench`.
+        seed: of the draws.
+        on_row: as for `bench`.
+
+    Returns:
+        The rows, the reference layout first, and the conditions.
+
+    Raises:
+        BenchError: for a device that is not there.
+        SpaceError: if no layout is within the budgets.
+    """
+    reference = space.reference()
+    chosen = {layout.key: layout for layout in (reference, *space.baselines().values())}
+    rng = random.Random(seed)
+    while len(chosen) < layouts and (drawn := space.uniform_unseen(set(chosen), rng)) is not None:
+        chosen[drawn.key] = drawn
+    where, timing = _device(device), space.config.timing
+    return bench(
+        list(chosen)[:layouts],
+        image_size=space.config.deployed_image_size,
+        batch_size=timing.batch_size,
+        device=device,
+        dtype=timing.dtype,
+        threads=timing.threads,
+        window_s=timing.window_s,
+        windows=timing.windows,
+        cuda_graph=timing.cuda_graph,
+        latency=timing.latency,
+        load=lambda key: throughput.timed_model(chosen[key], space.num_classes, space.in_chans, where),
+        keep=False,
+        on_row=on_row,
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise BenchError(f"device: {name!r} is not allowed; cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise BenchError(f"device: {name!r} is not there; cpu and {torch.cuda.device_count()} CUDA devices are")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BenchError(f"device: {name!r} is not there; cpu is")
+    return device
+
+
+def _key(model: nn.Module) -> str | None:
+    return model.layout.key if isinstance(model, MambaVision) else None
+
+
+def _layout_json(model: nn.Module) -> str | None:
+    return json.dumps(model.layout.to_dict()) if isinstance(model, MambaVision) else None
 
 
 def _images(model: nn.Module, batch_size: int, image_size: int, device: torch.device) -> torch.Tensor:

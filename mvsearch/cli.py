@@ -102,7 +102,7 @@ def launch(
     gpus_per_trial: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster, or 'auto'.")] = None,
     timings: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take throughputs from an evaluations.jsonl or trials.csv.")
+        Path | None, typer.Option(metavar="FILE", help="Take throughputs from a table; short for throughput.file.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run the loop with made-up values in seconds; train and write nothing.")
@@ -297,16 +297,61 @@ def bench(
             window_s=window,
             windows=windows,
             latency=latency,
-            on_row=lambda row: status.update(f"timed {row.name}: {row.images_per_second:,.1f} img/s"),
+            on_row=lambda row, conditions: status.update(f"timed {row.name}: {row.images_per_second:,.1f} img/s"),
         )
     if format is Format.table:
         terminal.print_bench(out, rows, conditions)
         return
     import pandas
 
+    # With its keys and layouts, what is printed is also a table for throughput.file.
     found = pandas.DataFrame(rows).assign(**conditions)
     typer.echo(
         found.to_csv(index=False) if format is Format.csv else found.to_json(orient="records", indent=2), nl=False
+    )
+
+
+@app.command()
+def timings(
+    space: Space,
+    overrides: Overrides = None,
+    layouts: Annotated[int, typer.Option(min=1, help="How many layouts to time, the hand-made ones first.")] = 100,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table to write.")] = Path("timings.csv"),
+) -> None:
+    """Time layouts of a space on this device, for a search on another (throughput.file)."""
+    from mvsearch import terminal
+    from mvsearch.config import load_config
+    from mvsearch.ledger import StudyError, write_atomic
+
+    if out.exists() or not out.parent.is_dir():
+        why = "is there already" if out.exists() else "is in a folder that is not there"
+        raise StudyError(f"out: {out} {why}; choose another file")
+    config = load_config(space, overrides or [])
+    shown = terminal.console()
+    with shown.status("loading PyTorch …") as status:
+        import pandas
+
+        from mvsearch.bench import bench_space
+        from mvsearch.launch import data_shape
+        from mvsearch.space import SearchSpace
+
+        classes, channels, notice = data_shape(config)
+        if notice:
+            shown.print(notice)
+        searched = SearchSpace(config, num_classes=classes, in_chans=channels)
+        searched.check()
+        rows: list[Any] = []
+
+        def keep(row: Any, conditions: dict[str, Any]) -> None:
+            rows.append(row)
+            status.update(f"timed {len(rows)} of {layouts}: {row.name}, ratio {row.ratio:.3f}")
+            write_atomic(out, pandas.DataFrame(rows).assign(**conditions).to_csv(index=False))
+
+        bench_space(searched, layouts=layouts, device=device, on_row=keep)
+    typer.echo(
+        f"Written: {out}, {len(rows)} layouts\n"
+        f"Next: mvsearch launch {space} --set throughput.file={out} --set throughput.others=skip"
     )
 
 

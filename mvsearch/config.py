@@ -153,6 +153,12 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _auto_or_false(value: object) -> object:
+    if value != "auto" and value is not False:
+        raise _wrong(value, "auto or false")
+    return value
+
+
 def _study_name(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
         raise _wrong(
@@ -552,6 +558,9 @@ class SearchConfig(_Section):
     """Layouts trained in full, the hand-made baselines among them."""
     hours: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
     """Ends the asking after this many hours of a launch, whichever comes first; null: no limit."""
+    job_minutes: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
+    """Longest that one job (a timing, or one training to the end of its rung) may take; whatever takes longer has
+    failed. null: no limit."""
     seed: Annotated[int, BeforeValidator(_whole(0, 2**31 - 1))] = 0
     """Seed of the search and of the trainings; the data subset is always the same."""
     baselines: Annotated[bool, BeforeValidator(_flag)] = True
@@ -573,6 +582,28 @@ class TimingConfig(_Section):
     """Precision of the deployed model; auto: bfloat16 on CUDA devices that have it, else float32."""
     threads: Annotated[int, BeforeValidator(_whole(1, 4096))] = 1
     """CPU threads of a timing. More than one makes it fragile: a neighbour on one core then stalls all threads."""
+    cuda_graph: Annotated[Literal["auto", False], BeforeValidator(_auto_or_false)] = "auto"
+    """auto: on CUDA models are timed as CUDA graphs, without the time that the CPU takes to launch each kernel, or
+    eagerly where that fails; false: always eagerly."""
+    latency: Annotated[bool, BeforeValidator(_flag)] = False
+    """Whether single images are timed as well, for latency_ms in trials.csv."""
+
+
+class ThroughputConfig(_Section):
+    """Throughputs measured elsewhere."""
+
+    file: Annotated[str | None, BeforeValidator(_or_null(_path))] = None
+    """A table of throughputs to take instead of measuring: an evaluations.jsonl, a trials.csv, or what `mvsearch bench
+    --format csv` printed."""
+    others: Annotated[Literal["measure", "skip"], BeforeValidator(_word("measure", "skip"))] = "measure"
+    """Layouts that are not in the table: measure (here, so only where the table is of this device), or skip (they are
+    never tried; for a table of another device)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ThroughputConfig:
+        if self.others == "skip" and self.file is None:
+            raise _wrong(self.others, "measure where throughput.file is null: every layout would be skipped", "others")
+        return self
 
 
 class StudyConfig(_Section):
@@ -594,6 +625,8 @@ class StudyConfig(_Section):
     """How the search goes."""
     timing: TimingConfig = TimingConfig()
     """How throughput is measured."""
+    throughput: ThroughputConfig = ThroughputConfig()
+    """Where throughputs come from, if they are not measured."""
 
     @model_validator(mode="after")
     def _fits(self) -> StudyConfig:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mambavision.data import DataError, ImageData, load_data
+from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.evaluate.worker import MakeWorker
-from mvsearch.ledger import driver_lock, repair_tail
+from mvsearch.ledger import StudyError, driver_lock, repair_tail
 from mvsearch.pool import Pool, PoolError
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import MakeReplayWorker, ReplayPool, Synthetic
@@ -26,7 +27,7 @@ from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
 from mvsearch.storage import brief_optuna_study
 from mvsearch.study import StudyFolder, write_results
-from mvsearch.timings import check_conditions, read_timings
+from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
 
 
@@ -95,8 +96,7 @@ def open_pool(make_worker: MakeWorker, data: ImageData, where: Where) -> Pool:
             raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} asked for, and there is no GPU here")
         asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         threads = int(asked) if asked.isdigit() and int(asked) else cores
-        on_gpu = gpus > 0 and where.gpus_per_trial != 0
-        return InlinePool(make_worker, data, device="cuda:0" if on_gpu else "cpu", threads=threads)
+        return InlinePool(make_worker, data, device="cuda:0" if _on_gpu(where) else "cpu", threads=threads)
     from mvsearch.pool.ray_pool import RayPool
 
     return RayPool(
@@ -123,7 +123,7 @@ def launch(
         config: the resolved configuration.
         studies: the folder of all studies.
         where: where the work runs.
-        timings: recorded timings to take instead of measuring, or None.
+        timings: recorded timings to take instead of measuring: short for ``throughput.file``.
         view: what a person sees while it runs.
         on_space: called once before the search starts, with the space, the pool, whether the study is new, and
             how many layouts it holds already.
@@ -136,7 +136,11 @@ def launch(
         Interrupted, SearchFailed, OSError: see `Search.run`.
     """
     folder = StudyFolder(studies / config.name)
-    recorded = read_timings(timings) if timings else None
+    if timings is not None:
+        named = config.throughput.model_copy(update={"file": str(timings)})
+        config = config.model_copy(update={"throughput": named})
+    table = config.throughput.file
+    recorded = read_timings(Path(table).expanduser()) if table else None
     if config.proxy.data == "folder":  # before thousands of images are decoded
         classes, channels, _ = data_shape(config)
         SearchSpace(config, num_classes=classes, in_chans=channels).check()
@@ -150,6 +154,7 @@ def launch(
             "batch_size": config.timing.batch_size,
         }
         check_conditions(recorded, expected)
+        _check_table(recorded, space, skip=config.throughput.others == "skip", where=where)
     folder.path.mkdir(parents=True, exist_ok=True)
     with driver_lock(folder.path):
         for path in (folder.ledger, folder.journal):
@@ -170,6 +175,33 @@ def launch(
             pool.close()
         study = write_results(folder)
     return folder, study, outcome
+
+
+def _check_table(recorded: dict[str, RecordedTiming], space: SearchSpace, *, skip: bool, where: Where) -> None:
+    """Keep throughputs of two devices apart: with `skip` the space is limited to the table."""
+    if skip:
+        reference = space.reference().key
+        layouts = [HybridLayout.from_dict(timing.layout) for timing in recorded.values() if timing.layout]
+        if reference not in {layout.key for layout in layouts}:
+            raise StudyError(
+                f"throughput.file: the table lacks the layout that ratios are to, {reference}, or has no column layout"
+            )
+        space.limit_to(layouts)
+        return
+    here = "cuda" if _on_gpu(where) else "cpu"
+    devices = {timing.device for timing in recorded.values()} - {"not recorded"}
+    other = next((device for device in sorted(devices) if device.partition(":")[0] != here), None)
+    if other is not None and where.address is None:
+        raise StudyError(
+            f"throughput.others: measure is not allowed; the table was measured on {other!r}, and layouts that are not "
+            f"in it would be on {here!r}. With skip only the layouts of the table are tried"
+        )
+
+
+def _on_gpu(where: Where) -> bool:
+    import torch
+
+    return torch.cuda.device_count() > 0 and where.gpus_per_trial != 0
 
 
 @dataclass(frozen=True)

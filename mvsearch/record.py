@@ -43,9 +43,9 @@ class Evaluation:
         to_epoch: epochs done when it ended.
         values: of a timing: ``images_per_second``, ``ratio`` (to the reference layout), ``iqr`` (relative, of the
             windows), ``windows`` (img/s of each), ``reference_windows`` (img/s of each, before and after), ``repeats``,
-            ``scan`` (the scan path that was timed);
+            ``drift``, and where asked for ``latency_ms`` and ``latency_ratio`` (of one image);
             of a training: ``nll`` (nats), ``top1`` (0 to 1), ``images_seen``, ``train_seconds``, ``val_images``,
-            ``peak_memory`` (bytes or None), ``curve`` (a list of {epoch, nll, top1, train_loss});
+            ``peak_memory`` (bytes), ``curve`` (a list of {epoch, train_loss});
             of a failure: nothing.
         reason: of a failure: why, in one sentence; else None.
         started: Unix time, seconds.

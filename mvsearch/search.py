@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
-from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started
+from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started
 from mvsearch.front import Point, front_records, hypervolume, pareto_front, reference_point
 from mvsearch.halving import Halving, Run
 from mvsearch.ledger import Ledger, write_atomic
@@ -55,6 +55,7 @@ from mvsearch.view import LaunchState, View
 
 MAX_REFUSALS = 50
 TRIES_FOR_A_LOST_PROCESS = 2
+TRIES_FOR_A_LOST_MACHINE = 10
 POLL_S = 0.25
 
 NSGA2_POPULATION = 12
@@ -187,7 +188,7 @@ class Search:
         self._ready: deque[Job] = deque()
         self._job_ids = itertools.count()
         self._owner: dict[int, Active] = {}
-        self._losses: Counter[tuple[str, str, int | None, int]] = Counter()
+        self._losses: Counter[tuple[str, str, int | None, int, bool]] = Counter()
         self._busy_since: dict[str, float] = {}
         self._doing: dict[str, str] = {}
         self._worker_of: dict[int, str] = {}
@@ -515,6 +516,7 @@ class Search:
             trial=active.trial.number,
             baseline=active.baseline,
             cost=active.cost,
+            limit_s=60 * minutes if (minutes := self.config.search.job_minutes) else None,
             **what,
         )
 
@@ -566,6 +568,9 @@ class Search:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.view.notice(event.text)
+            return
         active = self._owner.get(event.job)
         if active is None:
             return
@@ -585,13 +590,15 @@ class Search:
         elif isinstance(event, Lost):
             self._idle(event.job)
             del active.jobs[event.job], self._owner[event.job]
-            tries = (active.layout.key, job.what, job.seed, job.to_epoch)
-            self._losses[tries] += 1
-            if self._losses[tries] < TRIES_FOR_A_LOST_PROCESS:
+            # That a machine went away is no fault of the layout's, unless it is so wherever the layout goes.
+            tries = TRIES_FOR_A_LOST_MACHINE if event.with_node else TRIES_FOR_A_LOST_PROCESS
+            which = (active.layout.key, job.what, job.seed, job.to_epoch, event.with_node)
+            self._losses[which] += 1
+            if self._losses[which] < tries:
                 self.view.notice(f"Trial {job.trial}: {event.reason}; trying once more.")
                 self._queue(active, dataclasses.replace(job, id=next(self._job_ids)))
             else:
-                reason = f"{job.what}: {event.reason}, {TRIES_FOR_A_LOST_PROCESS} times"
+                reason = f"{job.what}: {event.reason}, {tries} times"
                 self._fail(active, job.evaluation(what=FAIL, reason=reason, ended=time.time()))
         elif isinstance(event, Done):
             self._idle(event.job)

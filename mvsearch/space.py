@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -381,6 +381,20 @@ class SearchSpace:
         self._width = _Choice("width", config.layout.width)
         self._stages = [_Stage(number, stage) for number, stage in enumerate(config.layout.stages, start=1)]
         self._costs: dict[str, Cost] = {}
+        self._listed: dict[str, HybridLayout] | None = None
+        self._listed_baselines: dict[str, HybridLayout] = {}
+
+    def limit_to(self, layouts: Iterable[HybridLayout]) -> None:
+        """From now on only these layouts, as far as the space holds them, are within its budgets.
+
+        Raises:
+            SpaceError: if the space holds none of them within its budgets.
+        """
+        listed = {layout.key: layout for layout in layouts if layout in self and not self.excess(layout)}
+        if not listed:
+            raise SpaceError("throughput.file: the space holds none of the layouts of the table")
+        self._listed_baselines = {name: layout for name, layout in self.baselines().items() if layout.key in listed}
+        self._listed = listed
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 
@@ -571,8 +585,9 @@ class SearchSpace:
 
         Spaces of up to 20,000 layouts are enumerated; of larger ones, 20,000 draws are tried before giving up.
         """
-        if self.count() <= _ENUMERABLE:
-            drawn: Iterator[HybridLayout] = iter(rng.sample(self._all, len(self._all)))
+        if self._listed is not None or self.count() <= _ENUMERABLE:
+            everything = self._all if self._listed is None else list(self._listed.values())
+            drawn: Iterator[HybridLayout] = iter(rng.sample(everything, len(everything)))
         else:
             drawn = (self.sample(rng) for _ in range(_ENUMERABLE))
         return next((layout for layout in drawn if layout.key not in seen and not self.excess(layout)), None)
@@ -600,6 +615,8 @@ class SearchSpace:
                 found[name] = value / high - 1
             elif low is not None and value < low:
                 found[name] = 1 - value / low
+        if self._listed is not None and layout.key not in self._listed:
+            found["throughput.file"] = 1.0
         return found
 
     @cached_property
@@ -610,7 +627,7 @@ class SearchSpace:
 
     def share_within_budget(self, draws: int = 2000, seed: int = 0) -> float:
         """Share of the layouts within budget, 0 to 1: exact up to 5,000 layouts, else of `draws` uniform ones."""
-        if not self._budgets:
+        if not self._budgets and self._listed is None:
             return 1.0
         if self.count() <= _EXACT_SHARE:
             layouts: Sequence[HybridLayout] = self._all
@@ -630,6 +647,8 @@ class SearchSpace:
         What the space does not hold is left out, and so are repetitions. A space that holds none of them has one
         baseline, "middle". Empty if the budgets allow none.
         """
+        if self._listed is not None:
+            return dict(self._listed_baselines)
         widths = self._width.values
         middle = (len(widths) - 1) // 2
         best: dict[str, HybridLayout] = {}

@@ -15,7 +15,7 @@ from mvsearch.report.data import StudyData
 from mvsearch.report.words import plural
 
 # What may be changed when a study goes on: how much to do, never what is measured.
-CHANGEABLE = ("search.trials", "search.hours")
+CHANGEABLE = ("search.trials", "search.hours", "search.job_minutes")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class StudyFolder:
         """
         new = not self.config.exists() or not self.ledger.exists() or not self.ledger.stat().st_size
         if not new:
-            changed = _differences(_read_yaml(self.config), _parse_yaml(resolved_yaml))
+            changed = _differences(_with_defaults(_read_yaml(self.config)), _parse_yaml(resolved_yaml))
             changed = [change for change in changed if change[0] not in CHANGEABLE]
             if changed:
                 key, before, now = changed[0]
@@ -237,6 +237,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return _parse_yaml(path.read_text())
     except (yaml.YAMLError, OSError) as error:
         raise StudyError(f"{path}: cannot be read ({error})") from None
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a study, with those that came after it was started at their defaults."""
+    from mvsearch.config import StudyConfig
+
+    try:
+        return StudyConfig.model_validate(config).resolved()
+    except ValueError:  # not valid any more: compared as it stands
+        return config
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -21,11 +21,13 @@ class RecordedTiming:
         values: what `Evaluation.values` of a timing holds.
         conditions: under which it was measured, with ``source`` naming the file it was taken from.
         device: that was timed.
+        layout: `HybridLayout.to_dict()`, where the table holds it.
     """
 
     values: dict[str, Any]
     conditions: dict[str, Any]
     device: str = ""
+    layout: dict[str, Any] | None = None
 
 
 def read_timings(path: Path) -> dict[str, RecordedTiming]:
@@ -33,19 +35,20 @@ def read_timings(path: Path) -> dict[str, RecordedTiming]:
 
     Args:
         path: a study's ``evaluations.jsonl``, or a CSV with the columns ``key``, ``images_per_second`` and ``ratio``
-            (a study's ``trials.csv`` has them).
+            (a study's ``trials.csv`` has them, and what `mvsearch bench --format csv` prints). Rows without a key or
+            a throughput are passed over.
 
     Raises:
         StudyError: if the file is missing, has no timing in it, or a row is not a pair of positive numbers.
     """
     if not path.is_file():
-        raise StudyError(f"timings: {path} is not a file; give an evaluations.jsonl or a trials.csv")
+        raise StudyError(f"throughput.file: {path} is not a file; give an evaluations.jsonl or a .csv table")
     try:
         found = _from_csv(path) if path.suffix.lower() == ".csv" else _from_ledger(path)
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise StudyError(f"timings: {path} cannot be read ({error})") from None
+        raise StudyError(f"throughput.file: {path} cannot be read ({error})") from None
     if not found:
-        raise StudyError(f"timings: {path} holds no timing")
+        raise StudyError(f"throughput.file: {path} holds no timing")
     return found
 
 
@@ -63,8 +66,8 @@ def check_conditions(timings: dict[str, RecordedTiming], expected: dict[str, Any
         for name, value in expected.items():
             if name in timing.conditions and timing.conditions[name] != value:
                 raise StudyError(
-                    f"timings: {timing.conditions['source']} was taken with {name} = {timing.conditions[name]!r}, and "
-                    f"this study has {value!r}; ratios of both cannot be mixed"
+                    f"throughput.file: {timing.conditions['source']} was taken with {name} = "
+                    f"{timing.conditions[name]!r}, and this study has {value!r}; ratios of both cannot be mixed"
                 )
 
 
@@ -75,8 +78,8 @@ def _numbers(where: str, row: dict[str, Any]) -> dict[str, float]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise StudyError(
-            f"timings: {where}: images_per_second {row.get('images_per_second')!r} and ratio {row.get('ratio')!r} must "
-            "be finite numbers above 0"
+            f"throughput.file: {where}: images_per_second {row.get('images_per_second')!r} and ratio "
+            f"{row.get('ratio')!r} must be finite numbers above 0"
         ) from None
     return values
 
@@ -87,6 +90,7 @@ def _from_ledger(path: Path) -> dict[str, RecordedTiming]:
             {**line.values, **_numbers(f"{path}, {line.key}", line.values)},
             {**line.conditions, "source": str(path)},
             line.device,
+            line.layout,
         )
         for line in read_evaluations(path)
         if line.what == TIME
@@ -100,15 +104,26 @@ def _from_csv(path: Path) -> dict[str, RecordedTiming]:
         reader = csv.DictReader(file)
         missing = [name for name in needed if name not in (reader.fieldnames or ())]
         if missing:
-            raise StudyError(f"timings: {path} lacks the column {missing[0]!r}; it needs {', '.join(needed)}")
+            raise StudyError(f"throughput.file: {path} lacks the column {missing[0]!r}; it needs {', '.join(needed)}")
         for number, row in enumerate(reader, start=2):
-            if not row["images_per_second"]:
-                continue  # a trial that failed before it was timed
+            if not row["key"] or not row["images_per_second"]:
+                continue  # a model that is no layout, or a trial that failed before it was timed
             values: dict[str, Any] = dict(_numbers(f"{path}, line {number}", row))
-            if (iqr := row.get("ratio_iqr")) and iqr.replace(".", "", 1).isdigit():
-                values["iqr"] = float(iqr)
-            conditions = json.loads(row.get("timing_conditions") or "{}")
-            found[row["key"]] = RecordedTiming(
-                values, {**conditions, "source": str(path)}, row.get("timing_device") or "not recorded"
-            )
+            for name, column in (("iqr", "ratio_iqr"), ("iqr", "iqr"), ("latency_ms", "latency_ms")):
+                if (value := row.get(column)) and value.replace(".", "", 1).isdigit():
+                    values[name] = float(value)
+            device = row.get("timing_device") or row.get("device") or "not recorded"
+            layout = json.loads(row.get("layout") or "null")
+            found[row["key"]] = RecordedTiming(values, {**_conditions(row), "source": str(path)}, device, layout)
     return found
+
+
+def _conditions(row: dict[str, str]) -> dict[str, Any]:
+    """One column of them in a trials.csv, a column each in a table of `mvsearch bench`."""
+    if row.get("timing_conditions"):
+        return dict(json.loads(row["timing_conditions"]))
+    return {
+        name: int(value) if value.isdigit() else value
+        for name in ("reference", "image_size", "batch_size", "threads", "dtype", "scan", "cuda_graph", "torch")
+        if (value := row.get(name))
+    }

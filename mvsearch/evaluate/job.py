@@ -27,6 +27,7 @@ class Job:
         checkpoint: what an earlier training to `from_epoch` gave back.
         keep_checkpoint: whether a training gives one back.
         purpose: what goes into `Evaluation.purpose`.
+        limit_s: seconds after which the job is given up as failed; None: none.
     """
 
     id: int
@@ -41,6 +42,7 @@ class Job:
     checkpoint: bytes | None = None
     keep_checkpoint: bool = False
     purpose: str = SEARCH
+    limit_s: float | None = None
 
     def evaluation(self, **measured: Any) -> Evaluation:
         """The ledger line of this job, with what was measured filled in."""
@@ -59,6 +61,11 @@ class Job:
                 **measured,
             }
         )
+
+    @property
+    def over_limit(self) -> str:
+        """Why the job failed if it took longer than `limit_s`."""
+        return f"{self.what}: took longer than search.job_minutes, {(self.limit_s or 0) / 60:g}"
 
 
 @dataclass(frozen=True)
@@ -96,20 +103,37 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """The process that ran the job is gone; nothing is known of the job."""
+    """The process that ran the job is gone; nothing is known of the job.
+
+    Attributes:
+        reason: in one sentence.
+        with_node: True if the whole machine went away, which is no fault of the job's.
+    """
 
     job: int
     reason: str
+    with_node: bool = False
 
 
-Event = Started | Progress | Done | Lost
+@dataclass(frozen=True)
+class Notice:
+    """Something a person should know of the pool itself; no job's event."""
+
+    text: str
+    job: int = -1
+
+
+Event = Started | Progress | Done | Lost | Notice
 
 
 class Worker(Protocol):
     """Does jobs on one device, one at a time."""
 
     def run(self, job: Job) -> Iterator[Progress | Done]:
-        """Do a job, yielding progress and at last a `Done`. An exception is the worker's own fault, not the job's."""
+        """Do a job, yielding progress and at last a `Done`.
+
+        An exception is the worker's own fault, not the job's: the worker is not used again.
+        """
         ...
 
 

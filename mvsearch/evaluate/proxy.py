@@ -26,6 +26,7 @@ from mambavision.data import ImageData
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
 from mambavision.training import TrainingDiverged, autocast_for, train_step
+from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
 
 EVAL_BATCH = 256
 
@@ -45,8 +46,8 @@ class ProxyResult:
 
     Attributes:
         values: ``nll`` (nats) and ``top1`` (0 to 1) of the EMA weights on the validation split, ``images_seen``,
-            ``train_seconds`` (steps only, without waiting for the device), ``val_images``, ``peak_memory`` (bytes, CUDA
-            only), ``curve`` (the training loss of each epoch).
+            ``train_seconds`` (steps only, without waiting for the device), ``val_images``, ``peak_memory`` (bytes, see
+            `mvsearch.evaluate.memory`), ``curve`` (the training loss of each epoch).
         weights: the EMA weights as safetensors.
         checkpoint: everything needed to go on from here; None unless asked for.
     """
@@ -109,6 +110,7 @@ def train(
     from_epoch: int = 0,
     checkpoint: bytes | None = None,
     keep_checkpoint: bool = False,
+    parts: int = 1,
     step_gate: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[EpochDone | ProxyResult]:
     """Train a layout, yielding `EpochDone` after each epoch and at last a `ProxyResult`.
@@ -122,6 +124,8 @@ def train(
         from_epoch: epochs already done; `checkpoint` must be theirs.
         checkpoint: what a training to `from_epoch` gave back.
         keep_checkpoint: whether to return one.
+        parts: passes that a batch is cut into; their gradients add up to one step of the whole batch, with less memory.
+            Only batch normalisation sees the difference.
         step_gate: held around every step; see `DeviceGate.read`.
 
     Raises:
@@ -152,8 +156,7 @@ def train(
         images = len(data.train_images)
         steps_per_epoch = max(1, images // settings.batch_size)
         warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        reset_peak_memory(device)
         curve: list[dict[str, float]] = []
         train_seconds = 0.0
         for epoch in range(from_epoch + 1, to_epoch + 1):
@@ -171,9 +174,10 @@ def train(
                         group["lr"] = rate
                     index = order[batch * settings.batch_size : (batch + 1) * settings.batch_size]
                     inputs = data.normalise(augment(data.train_images[index], kind, generator))
+                    cut = zip(inputs.chunk(parts), data.train_labels[index].chunk(parts), strict=True)
                     total += train_step(
                         model,
-                        [(inputs, data.train_labels[index], 1)],
+                        [(part, labels, len(part) / len(inputs)) for part, labels in cut],
                         F.cross_entropy,
                         optimizer,
                         autocast=autocast,
@@ -209,7 +213,7 @@ def train(
             "val_images": len(data.val_labels),
             "images_seen": (to_epoch - from_epoch) * steps_per_epoch * min(settings.batch_size, images),
             "train_seconds": train_seconds,
-            "peak_memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            "peak_memory": peak_memory(device),
             "curve": curve,
         },
         weights=weights,

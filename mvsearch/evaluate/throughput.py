@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,10 @@ from mvsearch.evaluate.proxy import autocast_for
 
 MAX_DRIFT = 0.02
 MAX_REPEATS = 2
+GRAPH_WARM_UPS = 3
+
+Pass = Callable[[], object]
+"""One pass of one model over its images."""
 
 
 @contextmanager
@@ -50,7 +54,9 @@ def measure(
     window_s: float,
     windows: int,
     dtype: str = "auto",
-) -> dict[str, Any]:
+    cuda_graph: str | bool = "auto",
+    latency: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Time a model and the reference in alternating windows.
 
     Call it with the device to yourself (`DeviceGate.write`) and the thread count set.
@@ -62,23 +68,98 @@ def measure(
         window_s: seconds a window lasts, at least one pass.
         windows: windows of the model; the reference gets one more.
         dtype: ``"auto"``, ``"float32"`` or ``"bfloat16"``.
+        cuda_graph: ``"auto"``: on CUDA both models are replayed as graphs, which leaves out the time the CPU takes to
+            launch kernels; where one of them cannot be captured, both are run eagerly. False: eagerly.
+        latency: time single images as well.
 
     Returns:
-        ``images_per_second`` (median of the windows), ``ratio`` (median over windows of model / mean of the two
-        reference windows beside it), ``iqr`` (of those quotients, over their median), ``windows`` and
+        The values: ``images_per_second`` (median of the windows), ``ratio`` (median over windows of model / mean of the
+        two reference windows beside it), ``iqr`` (of those quotients, over their median), ``windows`` and
         ``reference_windows`` (img/s), ``drift`` (median of the later half of the reference windows over that of the
         earlier half, minus 1) and ``repeats``: the measurement is repeated, at most twice, while the reference
-        drifts by more than 2 %; the steadiest one is kept.
-    """
-    autocast = autocast_for(dtype, images.device)
+        drifts by more than 2 %; the steadiest one is kept. With `latency` also ``latency_ms`` (of one image, median)
+        and ``latency_ratio`` (to the reference's).
 
-    def run(what: nn.Module, seconds: float, least: int) -> float:
+        And the conditions that only the measurement knows: ``dtype`` (as used) and, on CUDA, ``cuda_graph`` (True,
+        False, or why not).
+    """
+    used, conditions = _passes((model, reference), images, dtype, cuda_graph)
+    values = _alternate(*used, images, window_s, windows)
+    if latency:
+        used, _ = _passes((model, reference), images[:1], dtype, cuda_graph)
+        single = _alternate(*used, images[:1], window_s, windows)
+        values |= {"latency_ms": 1e3 / single["images_per_second"], "latency_ratio": 1 / single["ratio"]}
+    return values, conditions
+
+
+def _passes(
+    models: tuple[nn.Module, nn.Module], images: Tensor, dtype: str, cuda_graph: str | bool
+) -> tuple[tuple[Pass, Pass], dict[str, Any]]:
+    """How each model is run over the images, both in the same way, and the conditions that this sets."""
+    device = images.device
+    autocast = autocast_for(dtype, device)
+    with autocast():
+        lowered = torch.is_autocast_enabled(device.type)
+        used = str(torch.get_autocast_dtype(device.type) if lowered else images.dtype).removeprefix("torch.")
+    conditions: dict[str, Any] = {"dtype": used}
+
+    def eager(model: nn.Module) -> Pass:
+        def run() -> object:
+            with autocast():
+                return model(images)
+
+        return run
+
+    first, second = (eager(model) for model in models)
+    if not _has_graphs(device):
+        return (first, second), conditions
+    if not cuda_graph:
+        return (first, second), conditions | {"cuda_graph": False}
+    try:
+        graphs = (_capture(first, device), _capture(second, device))
+    except RuntimeError as error:
+        _synchronise(device)
+        reason = " ".join(str(error).split())[:200]
+        return (first, second), conditions | {"cuda_graph": f"no: {reason}"}
+    return graphs, conditions | {"cuda_graph": True}
+
+
+def _has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _capture(run: Pass, device: torch.device) -> Pass:
+    """A pass as a CUDA graph: its kernels are recorded once and replayed with a single launch.
+
+    Raises:
+        RuntimeError: if the pass does what a graph cannot hold, such as waiting for the device.
+    """
+    # What happens only in first passes (tuning, workspaces, lazy loading) must not be recorded, and capturing wants a
+    # stream of its own.
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(GRAPH_WARM_UPS):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run()
+
+    def replay(output: object = output) -> object:  # the graph writes into `output`, which must live as long
+        graph.replay()
+        return output
+
+    return replay
+
+
+def _alternate(model: Pass, reference: Pass, images: Tensor, window_s: float, windows: int) -> dict[str, Any]:
+    def run(what: Pass, seconds: float, least: int) -> float:
         passes = 0
         _synchronise(images.device)
         began = time.perf_counter()
         while True:
-            with autocast():
-                what(images)
+            what()
             passes += 1
             if passes >= least and time.perf_counter() - began >= seconds:
                 break

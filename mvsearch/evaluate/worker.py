@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,21 @@ from mambavision.scan import scan_path
 from mvsearch.evaluate import throughput
 from mvsearch.evaluate.gate import DeviceGate
 from mvsearch.evaluate.job import Done, Job, Progress
-from mvsearch.evaluate.proxy import DeviceData, EpochDone, train
+from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
+from mvsearch.evaluate.proxy import DeviceData, EpochDone, ProxyResult, train
 from mvsearch.record import FAIL, TIME
+
+
+class DeviceBroken(RuntimeError):
+    """The device is in an error state that its process cannot leave; a new process must take its place."""
+
+
+class _OverLimit(Exception):
+    """The job has taken longer than it may."""
+
+
+class _OutOfMemory(Exception):
+    """A training did not fit, its batches cut in two either."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,11 @@ class TrainingWorker:
             torch.set_num_threads(threads)
 
     def run(self, job: Job) -> Iterator[Progress | Done]:
-        """Do a job. Whatever the job raises becomes a `Done` with a failure and its reason."""
+        """Do a job. Whatever the job raises becomes a `Done` with a failure and its reason.
+
+        Raises:
+            DeviceBroken: if the device does not answer any more.
+        """
         started = time.time()
         measured: dict[str, Any] = {"started": started, "worker": self.name, "device": device_name(self.device)}
         try:
@@ -84,7 +103,16 @@ class TrainingWorker:
                 return
             yield from self._train(job, measured)
         except Exception as error:
-            reason = f"{job.what}: {_explain(error)}"
+            if isinstance(error, torch.AcceleratorError):
+                raise DeviceBroken(f"{job.what}: the device failed and takes no more work ({_text(error)})") from None
+            if isinstance(error, _OverLimit):
+                reason = job.over_limit
+            elif _is_out_of_memory(error) or isinstance(error, _OutOfMemory):
+                tried = f", each batch of {self.proxy.batch_size} in two passes too" * isinstance(error, _OutOfMemory)
+                peak = _size(peak_memory(self.device))
+                reason = f"{job.what}: out of memory{tried}; the peak was {peak} ({_text(error)})"
+            else:
+                reason = f"{job.what}: {_explain(error)}"
             yield Done(job.id, job.evaluation(**measured, what=FAIL, reason=reason, ended=time.time()))
 
     def _train(self, job: Job, measured: dict[str, Any]) -> Iterator[Progress | Done]:
@@ -92,56 +120,86 @@ class TrainingWorker:
         if self.proxy.stem_stride is not None:
             # Strides have no parameters, so the weights fit the deployed layout.
             layout = layout.override(stem_stride=self.proxy.stem_stride)
-        steps = train(
-            layout,
-            self.data,
-            self.proxy,
-            seed=job.seed or 0,
-            from_epoch=job.from_epoch,
-            to_epoch=job.to_epoch,
-            checkpoint=job.checkpoint,
-            keep_checkpoint=job.keep_checkpoint,
-            step_gate=self.gate.read,
-        )
-        for event in steps:
-            if isinstance(event, EpochDone):
-                yield Progress(job.id, event.epoch, event.of, event.train_loss)
-                continue
-            conditions = {
-                "threads": self.threads,
-                "batch_size": self.proxy.batch_size,
-                "image_size": self.data.train_images.shape[-1],
-                "dtype": self.proxy.dtype,
-                "train_images": len(self.data.train_images),
-                "scan": scan_path(self.device),
-            }
-            evaluation = job.evaluation(values=event.values, conditions=conditions, ended=time.time(), **measured)
-            yield Done(job.id, evaluation, event.weights, event.checkpoint)
+        over_at = math.inf if job.limit_s is None else time.monotonic() + job.limit_s
+
+        @contextmanager
+        def step_gate() -> Iterator[None]:
+            with self.gate.read():
+                if time.monotonic() > over_at:
+                    raise _OverLimit
+                yield
+
+        batch = min(self.proxy.batch_size, len(self.data.train_images))
+        for parts in (1, 2):
+            steps = train(
+                layout,
+                self.data,
+                self.proxy,
+                seed=job.seed or 0,
+                from_epoch=job.from_epoch,
+                to_epoch=job.to_epoch,
+                checkpoint=job.checkpoint,
+                keep_checkpoint=job.keep_checkpoint,
+                parts=parts,
+                step_gate=step_gate,
+            )
+            try:
+                for event in steps:
+                    if isinstance(event, EpochDone):
+                        yield Progress(job.id, event.epoch, event.of, event.train_loss)
+                    else:
+                        yield self._trained(job, event, parts, measured)
+                return
+            except Exception as error:
+                if batch < 2 or not _is_out_of_memory(error):
+                    raise
+                if parts == 2:
+                    raise _OutOfMemory(str(error)) from None
+            # Outside the handler, so that the error's frames do not keep the tensors.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _trained(self, job: Job, result: ProxyResult, parts: int, measured: dict[str, Any]) -> Done:
+        conditions = {
+            "threads": self.threads,
+            "batch_size": self.proxy.batch_size,
+            "image_size": self.data.train_images.shape[-1],
+            "dtype": self.proxy.dtype,
+            "train_images": len(self.data.train_images),
+            "scan": scan_path(self.device),
+            "peak_memory": "of the tensors" if self.device.type == "cuda" else "of the process",
+        }
+        if parts > 1:
+            conditions["batch_in_parts"] = parts  # it did not fit the memory in one
+        evaluation = job.evaluation(values=result.values, conditions=conditions, ended=time.time(), **measured)
+        return Done(job.id, evaluation, result.weights, result.checkpoint)
 
     def _time(self, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         timing = self.timing
         size = timing.image_size or self.proxy.image_size
         classes, channels = self.data.classes, self.data.channels
+        reset_peak_memory(self.device)
         if self._reference_model is None:
             self._reference_model = throughput.timed_model(self.reference, classes, channels, self.device)
         model = throughput.timed_model(job.layout, classes, channels, self.device)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(timing.batch_size, channels, size, size, generator=generator).to(self.device)
         with self.gate.write(), throughput.threads(timing.threads):
-            values = throughput.measure(
+            values, conditions = throughput.measure(
                 model,
                 self._reference_model,
                 images,
                 window_s=timing.window_s,
                 windows=timing.windows,
                 dtype=timing.dtype,
+                cuda_graph=timing.cuda_graph,
+                latency=timing.latency,
             )
-        conditions = {
+        conditions |= {
             "source": "measured",
             "threads": timing.threads,
             "batch_size": timing.batch_size,
             "image_size": size,
-            "dtype": timing.dtype,
             "window_s": timing.window_s,
             "reference": self.reference.key,
             "scan": scan_path(self.device),
@@ -161,6 +219,21 @@ def physical_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
     return str(device)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no error of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in str(
+        error
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _explain(error: Exception) -> str:

@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started, WorkerFactory
+from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started, WorkerFactory
 from mvsearch.pool import PoolError
+from mvsearch.record import FAIL
+
+PLACE_S = 10.0
+"""Seconds after which a worker that has no place in the cluster yet is spoken of."""
+HANG_GRACE_S = 5.0
+"""Seconds over its limit after which a job is taken to hang and its worker killed; a training looks at its limit by
+itself before each step."""
 
 
 class _Actor:
     """The worker in its own process. Made a Ray actor when Ray is known to be wanted."""
 
-    def __init__(self, make_worker: WorkerFactory, name: str, device: str, threads: int, data: Any) -> None:
+    def place(self) -> str:
+        """The node it runs on: quick, so that it tells a worker without a place from one that loads its libraries."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def build(self, make_worker: WorkerFactory, name: str, device: str, threads: int, data: Any) -> None:
         self._worker = make_worker(name, device, threads, data)
 
     def run(self, job: Job) -> Iterator[Progress | Done]:
         yield from self._worker.run(job)
 
 
+@dataclass
+class _Slot:
+    """One actor of the pool and what is waited for from it.
+
+    Attributes:
+        actor: its handle; None while there is none.
+        waits_for: of an actor that starts, `place` and then `build`; of one that works, its stream of events.
+        since: when it was started.
+        node: where it runs; "" until it has a place.
+        built: whether it can take jobs.
+        job: what it does.
+        over_at: when the job is taken to hang.
+    """
+
+    name: str
+    actor: Any = None
+    waits_for: Any = None
+    building: Any = None
+    since: float = 0.0
+    node: str = ""
+    built: bool = False
+    job: Job | None = None
+    over_at: float = math.inf
+
+
 class RayPool:
     """Runs jobs on Ray actors that are reused, replaced when they die, and killed at the end.
+
+    A job is given only to an actor that runs, so an actor for which there is no place (after a machine has left the
+    cluster, say) keeps nobody waiting; it joins when there is one.
 
     Args:
         make_worker: builds each worker in its own process; picklable.
@@ -52,6 +95,7 @@ class RayPool:
         # Ray's workers are nice (15) by default, so that any other program on the machine would spoil a timing.
         os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
+        from ray.exceptions import RayError
 
         self._ray = ray
         cores = len(os.sched_getaffinity(0))
@@ -63,60 +107,41 @@ class RayPool:
             options |= {"address": address}
         try:
             ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            reason = " ".join(str(error).split())
             if address is None:
                 raise PoolError(
-                    f"workers: Ray does not start on this machine ({error}); --workers 1 needs no Ray"
+                    f"workers: Ray does not start on this machine ({reason}); --workers 1 needs no Ray"
                 ) from None
             raise PoolError(
-                f"address: no Ray cluster can be reached at {address!r} ({error}). A cluster with token authentication "
-                "needs RAY_AUTH_MODE=token in this environment too"
+                f"address: no Ray cluster can be reached at {address!r} ({reason}). A cluster with token "
+                "authentication needs RAY_AUTH_MODE=token and its token (RAY_AUTH_TOKEN, or the file "
+                "~/.ray/auth_token) here too"
             ) from None
         try:
             total, free = ray.cluster_resources(), ray.available_resources()
-            gpus = total.get("GPU", 0.0)
-            if gpus_per_trial is None:
-                gpus_per_trial = 1.0 if gpus else 0.0
-            if gpus_per_trial > 1 and gpus_per_trial != int(gpus_per_trial):
-                raise PoolError(
-                    f"gpus-per-trial: {gpus_per_trial:g} is not allowed; a share up to 1, or a whole number"
-                )
-            if gpus_per_trial and not gpus:
-                raise PoolError(f"gpus-per-trial: {gpus_per_trial:g} asked for, and there is no GPU here")
-            room = _gpu_room(free.get("GPU", 0.0), gpus_per_trial) if gpus_per_trial else int(free.get("CPU", 0.0))
-            workers = room if workers is None else workers
-            if gpus_per_trial and not 1 <= workers <= room:
-                raise PoolError(
-                    f"gpus-per-trial: {max(1, workers)} workers with {gpus_per_trial:g} GPU each do not fit "
-                    f"{free.get('GPU', 0.0):g} free of {gpus:g} GPUs; {room} would"
-                )
-            # On the local machine the cores are divided; on a cluster each worker takes one.
-            self._threads = max(1, cores // workers) if address is None and workers and not gpus_per_trial else 1
-            needed = {"CPU": float(workers), "GPU": workers * gpus_per_trial}
-            for resource, amount in needed.items():
-                if amount > free.get(resource, 0.0) + 1e-9 or workers < 1:
-                    raise PoolError(
-                        f"workers: {workers} need {amount:g} {resource}, and {free.get(resource, 0.0):g} of "
-                        f"{total.get(resource, 0.0):g} are free; ask for fewer with --workers"
-                    )
+            workers, cpus, gpus_per_trial = _plan(total, free, workers, gpus_per_trial, local=address is None)
         except PoolError:
             ray.shutdown()
             raise
+        self._threads = max(1, int(cpus))
         self._device = "cuda:0" if gpus_per_trial else "cpu"
-        self._gpus_per_trial = gpus_per_trial
-        self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0)(_Actor)
+        self._needs = {"CPU": cpus, "GPU": gpus_per_trial}
+        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus_per_trial, max_restarts=0)(_Actor)
         self._make_worker = make_worker
         self._data = ray.put(data)
-        self._actors = {f"ray-{number}": self._start(f"ray-{number}") for number in range(workers)}
-        self._busy: dict[str, tuple[Job, Any]] = {}
+        self._slots = [_Slot(f"ray-{number}") for number in range(workers)]
         self._queue: deque[Job] = deque()
         self._news: deque[Event] = deque()
+        self._spoken_of = 0
         self._closed = False
+        for slot in self._slots:
+            self._start(slot)
 
     @property
     def workers(self) -> int:
-        """Number of actors."""
-        return len(self._actors)
+        """Number of actors, without those that have waited long for a place."""
+        return len(self._slots) - len(self._unplaced())
 
     @property
     def in_process(self) -> bool:
@@ -126,12 +151,13 @@ class RayPool:
     @property
     def description(self) -> str:
         """For people."""
-        each = f"{self._gpus_per_trial:g} GPU" if self._gpus_per_trial else f"{self._threads} CPU thread(s)"
-        return f"{self.workers} Ray workers, {each} each"
+        each = f"{self._needs['GPU']:g} GPU" if self._needs["GPU"] else f"{self._threads} CPU thread(s)"
+        return f"{len(self._slots)} Ray workers, {each} each"
 
     def idle(self) -> int:
-        """How many more jobs would start at once."""
-        return max(0, len(self._actors) - len(self._busy) - len(self._queue))
+        """How many more jobs would start at once, or when a worker that starts is ready."""
+        busy = sum(slot.job is not None for slot in self._slots)
+        return max(0, self.workers - busy - len(self._queue))
 
     def submit(self, job: Job) -> None:
         """Hand in a job."""
@@ -140,23 +166,26 @@ class RayPool:
 
     def events(self, timeout: float) -> Iterator[Event]:
         """What has happened; waits at most `timeout` seconds for the first thing."""
-        self._assign()
-        while self._news:
-            yield self._news.popleft()
-            timeout = 0.0
-        while self._busy:
-            streams = {stream: name for name, (_, stream) in self._busy.items()}
-            ready, _ = self._ray.wait(list(streams), num_returns=1, timeout=timeout)
-            if not ready:
-                return
-            timeout = 0.0
-            for stream in ready:
-                event = self._next_event(streams[stream], stream)
-                if event is not None:
-                    yield event
+        until = time.monotonic() + timeout
+        while True:
             self._assign()
+            self._end_what_hangs()
+            self._speak_of_unplaced()
             while self._news:
+                until = 0.0
                 yield self._news.popleft()
+            slots = {slot.waits_for: slot for slot in self._slots if slot.waits_for is not None}
+            left = until - time.monotonic()
+            if not slots:
+                if self._queue:
+                    time.sleep(max(0.0, left))
+                return
+            # Never longer than a second, so that limits are looked at.
+            ready, _ = self._ray.wait(list(slots), num_returns=1, timeout=min(max(0.0, left), 1.0))
+            for waited_for in ready:
+                self._hear(slots[waited_for])
+            if not ready and not self._news and time.monotonic() >= until:
+                return
 
     def now(self) -> float:
         """Real time."""
@@ -165,58 +194,175 @@ class RayPool:
     def cancel(self, job_id: int) -> None:
         """Forget a job; if it runs, its actor is killed and replaced."""
         self._queue = deque(job for job in self._queue if job.id != job_id)
-        for name, (job, _) in list(self._busy.items()):
-            if job.id == job_id:
-                del self._busy[name]
-                self._ray.kill(self._actors[name])
-                self._actors[name] = self._start(name)
+        for slot in self._slots:
+            if slot.job is not None and slot.job.id == job_id:
+                self._start(slot)
 
     def close(self) -> None:
         """Kill the actors and leave Ray; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        for actor in self._actors.values():
-            self._ray.kill(actor)
-        self._busy.clear()
+        for slot in self._slots:
+            self._kill(slot)
         self._queue.clear()
         self._ray.shutdown()
 
-    def _start(self, name: str) -> Any:
-        return self._actor_class.remote(self._make_worker, name, self._device, self._threads, self._data)
+    def _start(self, slot: _Slot) -> None:
+        """Put a new actor in a slot, in place of the one there."""
+        self._kill(slot)
+        slot.actor = self._actor_class.remote()
+        slot.waits_for = slot.actor.place.remote()
+        slot.building = slot.actor.build.remote(self._make_worker, slot.name, self._device, self._threads, self._data)
+        slot.since = time.monotonic()
+
+    def _kill(self, slot: _Slot) -> None:
+        if slot.actor is not None:
+            self._ray.kill(slot.actor)
+        slot.actor = slot.waits_for = slot.building = slot.job = None
+        slot.node, slot.built, slot.over_at = "", False, math.inf
 
     def _assign(self) -> None:
-        for name, actor in self._actors.items():
+        for slot in self._slots:
             if not self._queue:
                 return
-            if name not in self._busy:
-                job = self._queue.popleft()
-                stream = actor.run.options(num_returns="streaming").remote(job)
-                self._busy[name] = (job, stream)
-                self._news.append(Started(job.id, name))
+            if slot.actor is None:  # it could not be built; it is tried again for every job
+                self._start(slot)
+            elif slot.built and slot.job is None:
+                slot.job = self._queue.popleft()
+                slot.waits_for = slot.actor.run.options(num_returns="streaming").remote(slot.job)
+                if slot.job.limit_s is not None:
+                    slot.over_at = time.monotonic() + slot.job.limit_s + HANG_GRACE_S
+                self._news.append(Started(slot.job.id, slot.name))
 
-    def _next_event(self, name: str, stream: Any) -> Event | None:
+    def _hear(self, slot: _Slot) -> None:
+        """Take what a slot has to say."""
         from ray.exceptions import RayActorError, RayError
 
-        job = self._busy[name][0]
+        job = slot.job
         try:
-            event: Event = self._ray.get(next(stream))
+            if job is not None:
+                event: Progress | Done = self._ray.get(next(slot.waits_for))
+            elif slot.node:
+                self._ray.get(slot.waits_for)
+                slot.built, slot.waits_for = True, None
+                return
+            else:
+                slot.node = self._ray.get(slot.waits_for)
+                slot.waits_for = slot.building
+                return
         except StopIteration:
-            # Normal after a Done, which has freed the worker already; otherwise the worker broke its word.
-            del self._busy[name]
-            return Lost(job.id, f"worker {name} ended the job without a result")
+            assert job is not None
+            self._start(slot)
+            self._news.append(Lost(job.id, f"worker {slot.name} ended the job without a result"))
         except RayError as error:
-            del self._busy[name]
             last_line = str(error).strip().splitlines()[-1].strip()
-            if not isinstance(error, RayActorError):
-                return Lost(job.id, f"worker {name}: {last_line}")
-            self._actors[name] = self._start(name)
-            if "creation task" in str(error):
-                return Lost(job.id, f"worker {name} could not start ({last_line})")
-            return Lost(job.id, f"the process of worker {name} died")
-        if isinstance(event, Done):
-            del self._busy[name]
-        return event
+            if self._lost_its_node(slot, error):
+                self._start(slot)
+                if job is not None:
+                    reason = f"worker {slot.name} cannot be reached, its machine may have left the cluster"
+                    self._news.append(Lost(job.id, reason, with_node=True))
+            elif job is None:
+                self._kill(slot)
+                if self._queue:
+                    self._news.append(
+                        Lost(self._queue.popleft().id, f"worker {slot.name} could not start ({last_line})")
+                    )
+            else:
+                self._start(slot)
+                died = isinstance(error, RayActorError)
+                reason = f"the process of worker {slot.name} died" if died else f"worker {slot.name}: {last_line}"
+                self._news.append(Lost(job.id, reason))
+        else:
+            if isinstance(event, Done):
+                slot.job, slot.waits_for, slot.over_at = None, None, math.inf
+            self._news.append(event)
+
+    def _lost_its_node(self, slot: _Slot, error: Exception) -> bool:
+        from ray.exceptions import ActorUnavailableError
+
+        # Of a machine that is gone Ray says at first that the actor cannot be reached, and after seconds that the node
+        # is dead.
+        if isinstance(error, ActorUnavailableError) or "node has died" in str(error):
+            return True
+        return any(node["NodeID"] == slot.node and not node["Alive"] for node in self._ray.nodes())
+
+    def _end_what_hangs(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.job is not None and now > slot.over_at:
+                job = slot.job
+                self._start(slot)
+                evaluation = job.evaluation(what=FAIL, reason=job.over_limit, ended=time.time(), worker=slot.name)
+                self._news.append(Done(job.id, evaluation))
+
+    def _unplaced(self) -> list[_Slot]:
+        """Slots whose actor has waited long for a place in the cluster."""
+        latest = time.monotonic() - PLACE_S
+        return [slot for slot in self._slots if slot.actor is not None and not slot.node and slot.since < latest]
+
+    def _speak_of_unplaced(self) -> None:
+        unplaced = len(self._unplaced())
+        if unplaced > self._spoken_of:
+            total, free = self._ray.cluster_resources(), self._ray.available_resources()
+            each = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items() if amount)
+            there = ", ".join(
+                f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name}"
+                for name, amount in self._needs.items()
+                if amount
+            )
+            rest = "the search goes on without" if unplaced < len(self._slots) else "the search waits for"
+            self._news.append(
+                Notice(
+                    f"{unplaced} of {len(self._slots)} workers have had no place in the cluster for {PLACE_S:g} s: "
+                    f"each needs {each}, and {there} are free; {rest} them."
+                )
+            )
+        self._spoken_of = unplaced
+
+
+def _plan(
+    total: dict[str, float],
+    free: dict[str, float],
+    workers: int | None,
+    gpus_per_trial: float | None,
+    *,
+    local: bool,
+) -> tuple[int, float, float]:
+    """How many workers, and the CPUs and GPUs of each.
+
+    Raises:
+        PoolError: if the cluster has less than that free.
+    """
+    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 0.0)
+    share = (1.0 if gpus else 0.0) if gpus_per_trial is None else gpus_per_trial
+    if share > 1 and share != int(share):
+        raise PoolError(f"gpus-per-trial: {share:g} is not allowed; a share up to 1, or a whole number")
+    if share and not gpus:
+        raise PoolError(f"gpus-per-trial: {share:g} asked for, and there is no GPU here")
+    if share:
+        room = _gpu_room(free.get("GPU", 0.0), share)
+        # A trial on a GPU needs little of a CPU, and cores must not limit how many are packed on it.
+        each = min(1.0, math.floor(1e4 * cpus / gpus * share) / 1e4)
+    else:
+        room = int(free.get("CPU", 0.0))
+        # On this machine the cores are divided; on a cluster each worker takes one.
+        each = float(max(1, int(cpus) // workers)) if local and workers else 1.0
+    if not room:
+        what = f"{free.get('GPU', 0.0):g} of {gpus:g} GPUs" if share else f"{room} of {cpus:g} CPUs"
+        raise PoolError(f"workers: the cluster has no free capacity, {what}; wait until something else there has ended")
+    workers = room if workers is None else workers
+    if share and workers > room:
+        raise PoolError(
+            f"gpus-per-trial: {workers} workers with {share:g} GPU each do not fit {free.get('GPU', 0.0):g} free of "
+            f"{gpus:g} GPUs; {room} would"
+        )
+    if workers * each > free.get("CPU", 0.0) + 1e-9:
+        raise PoolError(
+            f"workers: {workers} need {workers * each:g} CPU, and {free.get('CPU', 0.0):g} of {cpus:g} are free; ask "
+            "for fewer with --workers"
+        )
+    return workers, each, share
 
 
 def _gpu_room(free: float, share: float) -> int:

@@ -433,6 +433,7 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
             }
         timed = next((line for line in record.evaluations if line.what == TIME), None)
         row |= {
+            "latency_ms": timed.values.get("latency_ms") if timed else None,
             "timing_device": timed.device if timed else None,
             "timing_conditions": json.dumps(timed.conditions) if timed else None,
         }

@@ -55,7 +55,7 @@ class MakeFakeWorker:
     Attributes:
         faults: what goes wrong, by layout key or by ``"*"``: ``"raise"``, ``"die"`` (SIGKILL to its own process),
             ``"die once"`` (the first time; leaves a mark in `marks`), ``"no start"`` (the worker cannot be built),
-            ``"raise late"`` (where a training goes on).
+            ``"raise late"`` (where a training goes on), ``"break"`` (an exception of the worker's own), ``"hang"``.
         marks: a folder for marks.
         seconds: how long a job takes.
         log: a file to which a line is appended for each job begun.
@@ -87,6 +87,10 @@ class FakeWorker:
         fault = faults.get(job.layout.key, faults.get("*"))
         if fault == "die" or (fault == "die once" and self._first(job)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "break":
+            raise RuntimeError("the device takes no more work")
+        if fault == "hang":
+            time.sleep(3600)
         where = {"worker": self.name, "device": self.device, "started": started}
         if fault == "raise" or (fault == "raise late" and job.from_epoch):
             yield Done(job.id, job.evaluation(what=FAIL, reason=f"{job.what}: it broke", ended=time.time(), **where))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 import timm
 import torch
@@ -13,6 +14,11 @@ from typer.testing import CliRunner
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch import cli
 from mvsearch.bench import BenchError, bench
+from mvsearch.config import load_config
+from mvsearch.launch import Where, launch
+from mvsearch.ledger import StudyError
+from mvsearch.timings import check_conditions, read_timings
+from mvsearch.view import View
 
 QUICK = {"image_size": 32, "batch_size": 2, "window_s": 0.01, "windows": 2}
 
@@ -27,7 +33,9 @@ def layout(tmp_path: Path) -> str:
 
 def test_a_layout_beside_a_timm_model(layout: str) -> None:
     seen = []
-    rows, conditions = bench([layout, "resnet18", layout], **QUICK, latency=True, on_row=seen.append)
+    rows, conditions = bench(
+        [layout, "resnet18", layout], **QUICK, latency=True, on_row=lambda row, _: seen.append(row)
+    )
     assert seen == rows
     assert [row.name for row in rows] == [layout, "resnet18", layout]
     small, resnet, again = rows
@@ -53,6 +61,60 @@ def test_the_command_prints_tables_for_people_and_programs(layout: str) -> None:
     assert {"name", "images_per_second", "ratio", "iqr", "device", "scan"} <= set(row)
 
 
+SMALL = """
+layout:
+  stem_stride: 1
+  in_dim: 8
+  width: [8, 16]
+  stages: [{blocks: MA, depth: 2, dim: 1, head_dim: 8, state: [4, 8]}]
+proxy: {data: digits, image_size: 8, train_images: 100, epochs: 1}
+timing: {window_s: 0.001, windows: 1, batch_size: 2}
+"""
+
+
+def test_a_table_of_one_device_serves_a_search_on_another(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    table = tmp_path / "table.csv"
+    command = ["timings", str(tmp_path / "small.yaml"), "--layouts", "7", "--out", str(table), "--device", "cpu"]
+    ran = CliRunner().invoke(cli.app, command)
+    assert ran.exit_code == 0, ran.output
+    assert "7 layouts" in ran.output
+    assert "throughput.others=skip" in ran.output
+    assert CliRunner().invoke(cli.app, command).exit_code == 2, "a table is not written over"
+
+    there = pandas.read_csv(table).assign(device="cuda:0 NVIDIA H100")
+    there.to_csv(table, index=False)
+    config = load_config(tmp_path / "small.yaml", [f"throughput.file={table}", "search.trials=5"])
+    options = {"studies": tmp_path, "where": Where(workers=1), "timings": None, "view": View()}
+    with pytest.raises(StudyError, match="'cuda:0 NVIDIA H100', and layouts that are not in it would be on 'cpu'"):
+        launch(config, **options, on_space=lambda *_: None)
+    config = load_config(tmp_path / "small.yaml", [f"throughput={{file: {table}, others: skip}}", "search.trials=26"])
+    _, study, outcome = launch(config, **options, on_space=lambda *_: None)
+    assert outcome.exhausted
+    assert {record.key for record in study.records} == set(there.key)
+    taken = {record.key: record.ratio for record in study.records}
+    assert taken == dict(zip(there.key, there.ratio, strict=True))
+    assert study.device == "cuda:0 NVIDIA H100"
+
+    there[there.key != study.reference_key].to_csv(table, index=False)
+    with pytest.raises(StudyError, match="the table lacks the layout that ratios are to"):
+        launch(config, **options, on_space=lambda *_: None)
+
+
+def test_what_bench_prints_as_csv_is_a_table_of_throughputs(layout: str, tmp_path: Path) -> None:
+    options = ["--image-size", "32", "--batch-size", "2", "--window", "0.01", "--windows", "1", "--format", "csv"]
+    table = tmp_path / "table.csv"
+    table.write_text(CliRunner().invoke(cli.app, ["bench", layout, "resnet18", *options]).stdout)
+    key = HybridLayout.from_yaml(Path(layout).read_text()).key
+    (timing,) = read_timings(table).items()
+    assert timing[0] == key
+    assert timing[1].values["ratio"] == pytest.approx(1, rel=0.5)
+    assert timing[1].device == "cpu"
+    check_conditions({key: timing[1]}, {"reference": key, "image_size": 32, "batch_size": 2})
+    with pytest.raises(StudyError, match="image_size = 32, and this study has 64"):
+        check_conditions({key: timing[1]}, {"image_size": 64})
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -74,6 +136,8 @@ def test_bad_input_ends_with_one_message_and_2(tmp_path: Path) -> None:
         ["bench", "nonsense"],
         ["bench", str(tmp_path / "bad.yaml")],
         ["bench", "resnet18", "--windows", "0"],
+        ["bench", "resnet18", "--device", "tpu9"],
+        ["bench", "resnet18", "--device", "cuda:7"],
     ):
         found = CliRunner().invoke(cli.app, arguments)
         assert found.exit_code == 2

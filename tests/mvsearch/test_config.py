@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 
 from mvsearch.config import DATA_SETS, ConfigError, StudyConfig, config_keys, load_config, shipped
 from mvsearch.init import write_template
+from mvsearch.ledger import StudyError
+from mvsearch.study import StudyFolder
 
 STUDY = """\
 layout:
@@ -130,9 +133,19 @@ def test_the_mamba_letter_of_a_stage(study: Path, blocks: str, mamba: str) -> No
     ]
 
 
-def test_a_study_from_before_there_were_two_stems_goes_on() -> None:
+def test_a_study_from_before_some_keys_goes_on(tmp_path: Path) -> None:
     stored = Path(__file__).parents[2] / "studies" / "reference" / "fashion_mnist" / "study.yaml"
-    assert load_config(stored).resolved() == yaml.safe_load(stored.read_text())
+    now, then = load_config(stored).resolved(), yaml.safe_load(stored.read_text())
+    assert "stem" not in now["layout"]
+    assert now["layout"] == then["layout"]
+    # Keys that came later stand at their defaults, and the study takes them for its own.
+    assert all(now[section] == now[section] | values for section, values in then.items() if isinstance(values, dict))
+    folder = StudyFolder(tmp_path)
+    shutil.copy(stored, folder.config)
+    folder.ledger.write_text("a line\n")
+    assert folder.check(load_config(stored).resolved_yaml()) is False
+    with pytest.raises(StudyError, match=r"started with timing.latency = False, and now it is True"):
+        folder.check(load_config(stored, ["timing.latency=true"]).resolved_yaml())
 
 
 @pytest.mark.parametrize(
@@ -193,6 +206,12 @@ def test_overrides(study: Path) -> None:
         ("search.trials=1.5", ["search.trials: 1.5", "a whole number"]),
         ("search.trials=[1, 2]", ["search.trials: [1, 2]", "a whole number"]),
         ("search.hours=0", ["search.hours: 0", "null or a number above 0"]),
+        ("search.job_minutes=0", ["search.job_minutes: 0", "null or a number above 0"]),
+        ("timing.cuda_graph=true", ["timing.cuda_graph: true", "auto or false"]),
+        ("timing.latency=1", ["timing.latency: 1", "true or false"]),
+        ("throughput=table.csv", ["throughput: 'table.csv'", "a mapping"]),
+        ("throughput.file=3", ["throughput.file: 3", "null or a path"]),
+        ("throughput.others=drop", ["throughput.others: 'drop'", "measure, skip"]),
         ("search=5", ["search: 5", "sampler, trials, hours"]),
         ("search.sampler=tpr", ["search.sampler: 'tpr'", "tpe, nsga2, gp, random", "Did you mean 'tpe'?"]),
         ("search.seed=-1", ["search.seed: -1", "0 to"]),

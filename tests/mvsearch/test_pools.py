@@ -7,7 +7,7 @@ from fakes import MakeFakeWorker, checkpoint, true_nll, true_ratio
 
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.evaluate.job import Done, Job, Lost, Progress, Started
-from mvsearch.pool import PoolError
+from mvsearch.pool import PoolError, ray_pool
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.ray_pool import RayPool, _gpu_room
 from mvsearch.pool.replay import ReplayPool
@@ -146,20 +146,40 @@ def test_the_pool_closes_while_jobs_run(open_pool):
     pool.close()
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_job_lost(tmp_path):
-    victim = layout(blocks="AA")
-    pool = on_ray(MakeFakeWorker(faults=((victim.key, "die once"),), marks=tmp_path))
+def test_a_worker_that_dies_breaks_or_hangs_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_pool, "HANG_GRACE_S", 0.1)
+    killed, broken, hanging = layout(blocks="AA"), layout(blocks="AM"), layout(blocks="AAA")
+    faults = ((killed.key, "die once"), (broken.key, "break"), (hanging.key, "hang"))
+    pool = on_ray(MakeFakeWorker(faults=faults, marks=tmp_path))
     try:
-        pool.submit(job(0, layout=victim))
+        pool.submit(job(0, layout=killed))
         pool.submit(job(1))
-        events = drain(pool, 2)
-        ends = {event.job: event for event in events if isinstance(event, Done | Lost)}
+        ends = {event.job: event for event in drain(pool, 2) if isinstance(event, Done | Lost)}
         assert isinstance(ends[0], Lost)
         assert "died" in ends[0].reason
+        assert not ends[0].with_node
         assert isinstance(ends[1], Done)
         assert pool.idle() == pool.workers
-        pool.submit(job(2, layout=victim))
+        pool.submit(job(2, layout=killed))
         assert isinstance(drain(pool, 1)[-1], Done)
+
+        pool.submit(job(3, "time", layout=killed))
+        assert isinstance(drain(pool, 1)[-1], Lost)
+        pool.submit(job(4, "time", layout=killed))
+        assert isinstance(drain(pool, 1)[-1], Done)
+
+        pool.submit(job(5, layout=broken))
+        (lost,) = [event for event in drain(pool, 1) if isinstance(event, Lost)]
+        assert "the device takes no more work" in lost.reason
+
+        for number in (6, 7):
+            pool.submit(job(number, layout=hanging, limit_s=0.5))
+        ends = [event for event in drain(pool, 2) if isinstance(event, Done)]
+        assert [event.evaluation.what for event in ends] == ["fail", "fail"]
+        assert "took longer than search.job_minutes" in ends[0].evaluation.reason
+        pool.submit(job(8))
+        assert isinstance(drain(pool, 1)[-1], Done)
+        assert pool.idle() == pool.workers == 2
     finally:
         pool.close()
 

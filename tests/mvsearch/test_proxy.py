@@ -1,6 +1,7 @@
 """The proxy training, the timing and the worker around them, on a data set that a small model can learn."""
 
 import math
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from mambavision.model import MambaVision
 from mvsearch.config import ProxyConfig, TimingConfig
 from mvsearch.evaluate import proxy, throughput
 from mvsearch.evaluate.job import Done, Job, Progress
-from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
+from mvsearch.evaluate.worker import DeviceBroken, MakeWorker
 
 LAYOUT = HybridLayout(
     stages=(StageLayout(blocks="C", dim=8), StageLayout(blocks="MA", dim=16, heads=2)), stem_stride=2, in_dim=8
@@ -123,7 +125,8 @@ def test_throughput_is_relative_to_the_reference_and_slower_models_are_slower():
     cpu = torch.device("cpu")
     models = {name: throughput.timed_model(one, 2, 1, cpu) for name, one in (("a", LAYOUT), ("b", wide))}
     images = torch.rand(32, 1, 16, 16)
-    found = throughput.measure(models["b"], models["a"], images, window_s=0.02, windows=3)
+    found, conditions = throughput.measure(models["b"], models["a"], images, window_s=0.02, windows=3)
+    assert conditions == {"dtype": "float32"}
     assert len(found["windows"]) == 3
     assert len(found["reference_windows"]) == 4
     assert found["ratio"] < 0.8, "four times the work is slower on any machine"
@@ -151,6 +154,179 @@ def test_the_worker_turns_jobs_into_ledger_lines_and_faults_into_reasons():
     (failed,) = worker.run(Job(id=2, what="train", seed=0, to_epoch=1, layout=broken, trial=6))
     assert failed.evaluation.what == "fail"
     assert failed.evaluation.reason.startswith("train: ")
+
+
+COLUMNAR = HybridLayout(stages=(StageLayout(blocks="MA", dim=16, heads=2),), stem="patch", patch=4)
+
+
+def worker_of(layout=LAYOUT, **changes):
+    return MakeWorker(settings(**changes), TimingConfig(batch_size=8, window_s=0.01, windows=2), layout)(
+        "w", "cpu", 1, stripes()
+    )
+
+
+def train_job(layout=LAYOUT, **fields):
+    return Job(**{"id": 0, "what": "train", "seed": 0, "to_epoch": 2, "layout": layout, "trial": 0} | fields)
+
+
+def too_large(monkeypatch, above):
+    """Steps of more images than this run out of memory; returns the sizes that were tried."""
+    sizes = []
+    real = proxy.train_step
+
+    def step(model, batches, *args, **options):
+        batches = list(batches)
+        sizes.append([len(images) for images, _, _ in batches])
+        if sizes[-1][0] > above:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(model, batches, *args, **options)
+
+    monkeypatch.setattr(proxy, "train_step", step)
+    return sizes
+
+
+def test_a_batch_that_does_not_fit_is_cut_in_two_once_and_the_steps_stay_the_same(monkeypatch):
+    whole = trained(COLUMNAR, to_epoch=2)[1]
+    sizes = too_large(monkeypatch, above=8)
+    *_, done = worker_of(COLUMNAR).run(train_job(COLUMNAR))
+    assert sizes == [[16]] + [[8, 8]] * (2 * 128 // 16)
+    assert done.evaluation.what == "train"
+    assert done.evaluation.conditions["batch_in_parts"] == 2
+    assert done.evaluation.values["images_seen"] == 256
+    # Without batch normalisation two halves are the same step, but for rounding.
+    assert done.evaluation.values["nll"] == pytest.approx(whole.values["nll"], rel=0.02)
+
+
+def test_a_batch_that_does_not_fit_in_two_either_fails_with_the_peak(monkeypatch):
+    sizes = too_large(monkeypatch, above=4)
+    (failed,) = worker_of().run(train_job())
+    assert sizes == [[16], [8, 8]]
+    assert failed.evaluation.what == "fail"
+    assert "out of memory, each batch of 16 in two passes too; the peak was " in failed.evaluation.reason
+    assert " MiB (CUDA out of memory" in failed.evaluation.reason
+
+
+def test_a_timing_that_does_not_fit_fails_with_the_peak(monkeypatch):
+    def measure(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(throughput, "measure", measure)
+    (failed,) = worker_of().run(Job(id=0, what="time", layout=LAYOUT, trial=0))
+    assert "time: out of memory; the peak was " in failed.evaluation.reason
+
+
+def test_a_job_over_its_limit_fails_and_names_it():
+    *_, failed = worker_of().run(train_job(limit_s=0.0))
+    assert failed.evaluation.what == "fail"
+    assert "search.job_minutes, 0" in failed.evaluation.reason
+    *_, done = worker_of().run(train_job(limit_s=600.0))
+    assert done.evaluation.what == "train"
+
+
+def test_a_training_that_diverges_fails_and_names_the_epoch():
+    diverging = {"learning_rate": 10, "clip_norm": None, "warmup_epochs": 0, "epochs": 30}
+    *_, failed = worker_of(**diverging).run(train_job(to_epoch=30))
+    assert "train: TrainingDiverged: loss became" in failed.evaluation.reason
+    assert "in epoch" in failed.evaluation.reason
+
+
+def test_a_device_that_is_broken_is_the_workers_fault_and_not_the_layouts(monkeypatch):
+    def step(*args, **options):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(proxy, "train_step", step)
+    with pytest.raises(DeviceBroken, match=r"takes no more work .*device-side assert"):
+        list(worker_of().run(train_job()))
+
+
+def test_the_peak_of_memory_is_that_of_the_training(monkeypatch):
+    cpu = torch.device("cpu")
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu)
+    torch.ones(50_000_000)
+    assert peak_memory(cpu) - before > 100e6
+    reset_peak_memory(cpu)
+    assert peak_memory(cpu) - before < 100e6
+    assert trained(to_epoch=1)[1].values["peak_memory"] > 50e6
+
+
+def test_a_timing_may_ask_for_the_latency_of_one_image_too():
+    cpu = torch.device("cpu")
+    model = throughput.timed_model(LAYOUT, 2, 1, cpu)
+    images = torch.rand(16, 1, 16, 16)
+    found, _ = throughput.measure(model, model, images, window_s=0.02, windows=3, latency=True)
+    assert 1e3 / found["images_per_second"] < found["latency_ms"] < 1e3
+    assert 0.2 < found["latency_ratio"] < 5
+
+
+class FakeCuda:
+    """CUDA graphs as PyTorch offers them, on the CPU: what is captured is run once, and then only replayed."""
+
+    def __init__(self, breaks_at=None):
+        self.capturing = False
+        self.captured = 0
+        self.replays = 0
+        self.breaks_at = breaks_at
+
+    def Stream(self, device):
+        return self
+
+    def wait_stream(self, stream):
+        pass
+
+    def current_stream(self, device):
+        return self
+
+    def stream(self, stream):
+        return nullcontext()
+
+    def CUDAGraph(self):
+        return self
+
+    @contextmanager
+    def graph(self, graph):
+        self.captured += 1
+        if self.captured == self.breaks_at:
+            raise torch.AcceleratorError("operation not permitted when stream is capturing")
+        self.capturing = True
+        yield
+        self.capturing = False
+
+    def replay(self):
+        self.replays += 1
+
+
+class Counted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return images
+
+
+@pytest.mark.parametrize(("setting", "breaks_at"), [("auto", None), ("auto", 2), (False, None)])
+def test_on_cuda_both_models_are_replayed_as_graphs_or_both_run_eagerly(monkeypatch, setting, breaks_at):
+    cuda = FakeCuda(breaks_at)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(throughput, "_has_graphs", lambda device: True)
+    model, reference = Counted(), Counted()
+    images = torch.rand(4, 1, 8, 8)
+    found, conditions = throughput.measure(
+        model, reference, images, window_s=0.002, windows=2, dtype="float32", cuda_graph=setting
+    )
+    passes = throughput.GRAPH_WARM_UPS + 1
+    if setting and breaks_at is None:
+        assert conditions["cuda_graph"] is True
+        assert (model.calls, reference.calls) == (passes, passes)
+        assert cuda.replays > 5
+    else:
+        assert cuda.replays == 0
+        assert min(model.calls, reference.calls) > passes
+        reason = conditions["cuda_graph"]
+        assert reason is False if breaks_at is None else reason.startswith("no: operation not permitted")
+    assert found["ratio"] > 0
 
 
 def test_the_proxy_may_train_at_another_stride_and_its_weights_fit_the_deployed_layout():
