@@ -37,7 +37,7 @@ class _Verbs(TyperGroup):
                 else f"cannot go on: {error}"
             )
             kept = code > 2 or isinstance(error, OSError)
-        if kept and sys.argv[1:2] == ["launch"]:
+        if kept and sys.argv[1:2] in (["launch"], ["calibrate"], ["confirm"]):
             typer.echo(f"To go on: mvsearch {shlex.join(sys.argv[1:])}", err=True)
         raise typer.Exit(code)
 
@@ -309,6 +309,85 @@ def bench(
     typer.echo(
         found.to_csv(index=False) if format is Format.csv else found.to_json(orient="records", indent=2), nl=False
     )
+
+
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Workers; default one a GPU, else one a core. 1 runs in this process.")
+]
+GpusPerTrial = Annotated[float | None, typer.Option("--gpus-per-trial", help="Share of a GPU for each worker.")]
+Address = Annotated[str | None, typer.Option("--address", help="Address of a running Ray cluster, or 'auto'.")]
+Hours = Annotated[float | None, typer.Option("--hours", help="Begin nothing after so many hours.")]
+
+
+@app.command()
+def calibrate(
+    study: Study,
+    layouts: Annotated[int, typer.Option(help="Layouts to train, the hand-made ones always among them.")] = 16,
+    budget_factor: Annotated[int, typer.Option(help="Epochs as a multiple of the proxy's, 4 to 8.")] = 4,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds a layout.")] = 2,
+    hours: Hours = None,
+    workers: Workers = None,
+    gpus_per_trial: GpusPerTrial = None,
+    address: Address = None,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Train a sample of a study's layouts long: does the proxy rank them as long training does?"""
+    from mvsearch.repeat import plan_calibrate
+
+    _repeat(
+        study,
+        studies,
+        lambda measured: plan_calibrate(measured, layouts=layouts, factor=budget_factor, seeds=seeds),
+        (workers, gpus_per_trial, address),
+        hours,
+    )
+
+
+@app.command()
+def confirm(
+    study: Study,
+    layouts: Annotated[int | None, typer.Option(help="Members of the front at most; default all.")] = None,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds a layout.")] = 3,
+    hours: Hours = None,
+    workers: Workers = None,
+    gpus_per_trial: GpusPerTrial = None,
+    address: Address = None,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Train the front of a study again with fresh seeds and measure it on the test split."""
+    from mvsearch.repeat import plan_confirm
+
+    _repeat(
+        study,
+        studies,
+        lambda measured: plan_confirm(measured, layouts=layouts, seeds=seeds),
+        (workers, gpus_per_trial, address),
+        hours,
+    )
+
+
+def _repeat(study: str, studies: Path, make_plan: Any, where: tuple[Any, ...], hours: float | None) -> None:
+    from mvsearch import terminal
+    from mvsearch.repeat import repeat
+    from mvsearch.study import find_study
+
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
+    out = terminal.console()
+    folder = find_study(study, studies)
+    with out.status("loading PyTorch and the data …"):
+        from mvsearch.launch import Where
+    view = terminal.LaunchView(out)
+    with view.running():
+        measured, outcome = repeat(
+            folder,
+            make_plan,
+            where=Where(*where),
+            hours=hours,
+            view=view,
+            on_start=lambda plan, pool, done: terminal.print_repeat_start(out, plan, pool.description, done),
+        )
+    files = [str(folder.path / "front.csv"), str(folder.report)]
+    terminal.print_repeat(out, measured, outcome, files)
 
 
 @app.command()

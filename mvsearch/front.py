@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -260,6 +261,33 @@ def seed_noise(groups: Iterable[Sequence[float]]) -> SeedNoise | None:
     return SeedNoise(math.sqrt(squares / df), df) if df else None
 
 
+def difference_noise(blocks: Iterable[Sequence[Sequence[float]]]) -> SeedNoise | None:
+    """As `seed_noise`, for differences between layouts that were trained with the same seeds.
+
+    A seed brings the same initialisation, data order and augmentation to every layout. What it does to all of them
+    alike cancels in a difference, so it is taken out here: what is left is the deviation of each value from the sum of
+    its layout's mean and its seed's. None where no block has two layouts with two seeds.
+
+    Args:
+        blocks: each a table of the qualities of layouts (rows) trained with the same seeds (columns); different blocks
+            may have other layouts and other seeds.
+    """
+    squares, df = 0.0, 0
+    for rows in blocks:
+        if len(rows) < 2 or len(rows[0]) < 2:
+            continue
+        layouts = [statistics.fmean(row) for row in rows]
+        seeds = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+        mean = statistics.fmean(layouts)
+        squares += math.fsum(
+            (value - layout - seed + mean) ** 2
+            for row, layout in zip(rows, layouts, strict=True)
+            for value, seed in zip(row, seeds, strict=True)
+        )
+        df += (len(rows) - 1) * (len(rows[0]) - 1)
+    return SeedNoise(math.sqrt(squares / df), df) if df else None
+
+
 def quality_se(record: TrialRecord, measure: str, noise: SeedNoise | None) -> float | None:
     """Standard error of a record's quality: its own where it has two seeds, else the pooled one, else None."""
     own = record.quality_se(measure)
@@ -296,21 +324,22 @@ def standings(
 ) -> list[Standing]:
     """Judge each layout against the best of the others that are at least as fast, in the order given.
 
-    A two-sided t test of the difference in quality, with the pooled `SeedNoise` for both. All layouts are judged, so
-    the level of each test is `alpha` over their number (Bonferroni): the chance that any verdict of ``"front"`` or
-    ``"dominated"`` is wrong is at most `alpha` as far as seeds go. Throughput is taken as exact. Where the qualities
-    are those by which the layouts were chosen, the rival's is the best of many and so too good: fresh seeds
-    (`mvsearch confirm`) are free of that.
+    A two-sided t test of the difference in quality, with one `SeedNoise` for all. As the rival is the best of
+    many, the level of each test is `alpha` over the number of pairs of layouts (Bonferroni): the chance that any
+    verdict of ``"front"`` or ``"dominated"`` is wrong is at most `alpha`, as far as seeds go. Throughput is taken as
+    exact. Where the qualities are those by which the layouts were chosen, they are too good and this does not mend it;
+    fresh seeds (`mvsearch confirm`) are free of that.
 
     Args:
         points: one a layout.
         seeds: how many trainings are behind each key.
-        noise: between seeds.
+        noise: between seeds: `difference_noise` where all layouts have the same seeds, else `seed_noise`.
         alpha: between 0 and 1.
     """
     from scipy.special import stdtrit
 
-    threshold = float(stdtrit(noise.df, 1 - alpha / (2 * len(points)))) if points else 0.0
+    pairs = max(1, len(points) * (len(points) - 1) // 2)
+    threshold = float(stdtrit(noise.df, 1 - alpha / (2 * pairs)))
     rivals: dict[str, Point | None] = {}
     best: list[Point] = []  # the two best of those at least as fast, so that one of them is another
     fastest_first = sorted(points, key=lambda p: -p.throughput)

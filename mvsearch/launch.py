@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambavision.data import DataError, ImageData, load_data
+from mambavision.data import DataError, ImageData, Split, load_data
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.evaluate.worker import MakeWorker
@@ -46,16 +47,24 @@ class Where:
     address: str | None = None
 
 
-def load_study_data(config: StudyConfig) -> ImageData:
-    """The data set of a study: always the same images for the same configuration."""
+def load_study_data(config: StudyConfig, *, test: bool = False) -> ImageData:
+    """The data set of a study: always the same images for the same configuration.
+
+    Args:
+        config: of the study.
+        test: with the test split, which is only for `confirm` and the final figures of an export; without, it is empty.
+    """
     proxy = config.proxy
-    return load_data(
+    data = load_data(
         proxy.data,
         root=proxy.root,
         image_size=proxy.image_size,
         train_images=proxy.train_images,
         val_images=proxy.val_images,
     )
+    if test:
+        return data
+    return dataclasses.replace(data, test=Split(data.test.images[:0].clone(), data.test.labels[:0].clone()))
 
 
 def data_shape(config: StudyConfig) -> tuple[int, int, str | None]:

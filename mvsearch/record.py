@@ -45,7 +45,8 @@ class Evaluation:
             windows), ``windows`` (img/s of each), ``reference_windows`` (img/s of each, before and after), ``repeats``,
             ``drift``, and where asked for ``latency_ms`` and ``latency_ratio`` (of one image);
             of a training: ``nll`` (nats), ``top1`` (0 to 1), ``images_seen``, ``train_seconds``, ``val_images``,
-            ``peak_memory`` (bytes), ``curve`` (a list of {epoch, train_loss});
+            ``peak_memory`` (bytes), ``curve`` (a list of {epoch, train_loss}); of one of ``confirm`` also
+            ``test_nll``, ``test_top1`` and ``test_images``, of the test split;
             of a failure: nothing.
         reason: of a failure: why, in one sentence; else None.
         started: Unix time, seconds.

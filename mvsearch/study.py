@@ -64,6 +64,11 @@ class StudyFolder:
         return self.path / "weights"
 
     @property
+    def confirmed_weights(self) -> Path:
+        """Weights of the layouts that `confirm` trained, of its first seed."""
+        return self.path / "confirmed"
+
+    @property
     def checkpoints(self) -> Path:
         """Trainings of layouts that wait between rungs."""
         return self.path / "checkpoints"

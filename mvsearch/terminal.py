@@ -17,18 +17,21 @@ from rich.text import Text
 
 from mambavision.layout import LETTERS
 from mambavision.look import ACCENT, console
-from mvsearch.record import COMPLETE, FAILED, TrialRecord
-from mvsearch.report.words import duration, factor, fixed, percent, plural, scaled, with_error
+from mvsearch.record import CALIBRATE, COMPLETE, CONFIRM, FAILED, TrialRecord
+from mvsearch.report.sentences import calibration_words, confirmation_words
+from mvsearch.report.words import DASH, duration, factor, fixed, percent, plural, scaled, with_error
 from mvsearch.strip import rich_strip
 from mvsearch.view import LaunchState, View
 
 if TYPE_CHECKING:
     from mvsearch.bench import BenchRow
     from mvsearch.launch import DryRun
+    from mvsearch.repeat import Plan, RepeatOutcome
     from mvsearch.report.data import StudyData
     from mvsearch.report.insight import NamedPattern
     from mvsearch.space import SearchSpace, SpaceDescription
     from mvsearch.status import Status
+    from mvsearch.trust import Confirmation
 
 LINES_OF_FRONT = 8
 
@@ -111,6 +114,19 @@ class LaunchView(View):
             self.out.print(record_line(record, state))
         self.update(state, force=True)
 
+    def repeated(self, record: TrialRecord, nll: float, reason: str | None, state: LaunchState) -> None:
+        """A plain line, or the panel anew; a failure is always worth a line."""
+        if self._live is None or reason:
+            head = f"{state.finished + state.failed} of {state.wanted}  "
+            numbers = f"  width {record.layout['stages'][0]['dim']}  NLL {record.nll:.3f} → {nll:.3f}"
+            name = f"  ({record.baseline})" if record.baseline else ""
+            self.out.print(
+                Text.assemble(head, (f"Trial {record.number} failed: {reason}", "red"))
+                if reason
+                else Text.assemble(head, rich_strip(record.layout), numbers, name)
+            )
+        self.update(state, force=True)
+
     def update(self, state: LaunchState, *, force: bool = False) -> None:
         """The panel anew, at most four times a second."""
         now = time.monotonic()
@@ -184,6 +200,69 @@ def print_outcome(
     out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{stopped}{busy}")
     out.print("Written: " + ", ".join(files))
     out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
+
+
+def print_repeat_start(out: Console, plan: Plan, workers: str, done: int) -> None:
+    """What `calibrate` or `confirm` is about to do."""
+    again = f", {plural(done, 'layout')} of them done already" if done else ""
+    what = "on the validation and the test split" if plan.purpose == CONFIRM else "against the proxy"
+    out.print(
+        f"{plan.purpose}: {plural(len(plan.records), 'layout')}{again}, {plural(len(plan.seeds), 'fresh seed')} and "
+        f"{plural(plan.stops[-1], 'epoch')} each, {what}: {plan.epochs:,} epochs in all.  Workers: {workers}."
+    )
+
+
+def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: list[str]) -> None:
+    """The end of `calibrate` or `confirm`: what it says, the files, and what to type next."""
+    out.print()
+    if outcome.purpose == CALIBRATE and study.calibration:
+        said = calibration_words(study.calibration)
+        verdict = study.calibration.verdict
+    elif study.confirmation:
+        out.print(confirmed_lines(study.confirmation))
+        said, verdict = confirmation_words(study.confirmation), None
+    else:
+        said, verdict = [], None
+    for sentence in said[:-1] if verdict else said:
+        out.print(sentence)
+    if verdict:
+        out.print(Text(said[-1], style=f"bold {'yellow' if verdict == 'amber' else verdict}"))
+    if outcome.left:
+        out.print(Text(f"{plural(outcome.left, 'layout')} left; the same command goes on.", style="yellow"))
+    busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time. " if outcome.utilisation else ""
+    out.print(f"\n{busy}Written: " + ", ".join(files))
+    out.print(f"Next: open {files[-1]}, or mvsearch {_after(study, outcome.purpose)} {study.name}")
+
+
+def _after(study: StudyData, purpose: str) -> str:
+    if purpose == CONFIRM:
+        return "export" if study.calibration else "calibrate"
+    return "export" if study.confirmation else "confirm"
+
+
+def confirmed_lines(found: Confirmation) -> Table:
+    """Confirmed layouts as a table, slowest first: as searched, and with fresh seeds (mean ± standard deviation)."""
+    title = "Confirmed: top-1 of fresh trainings, mean ± standard deviation between seeds"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layout", no_wrap=True)
+    for name in ("ratio", "searched", "validation", "test", "NLL, test"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("against the faster", no_wrap=True)
+    for one in found.layouts:
+        standing = {"front": "better", "undecided": "not told apart", "dominated": "worse"}
+        verdict = standing[one.standing.verdict] if one.standing else DASH
+        table.add_row(
+            Text.assemble(
+                rich_strip(one.record.layout), (f" {one.record.baseline}" if one.record.baseline else "", "italic")
+            ),
+            factor(one.record.ratio),
+            percent(one.record.top1),
+            with_error(one.val.top1, one.val.top1_sd),
+            with_error(one.test.top1, one.test.top1_sd),
+            f"{one.test.nll:.3f}",
+            verdict if one.standing is None or one.standing.rival else "nothing is faster",
+        )
+    return table
 
 
 def print_dry_run(out: Console, name: str, done: DryRun) -> None:

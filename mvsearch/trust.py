@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mvsearch.front import (
+    UNDECIDED,
     Point,
     SeedNoise,
     Standing,
     complete_records,
+    difference_noise,
     hypervolume,
     pareto_front,
     point_of,
@@ -120,8 +122,8 @@ class Calibration:
         ceiling: between the proxy score and the same proxy with fresh seeds: no ranking by the proxy can agree with
             anything much better than with itself.
         regret: best long quality of all less the best of the proxy's `TOP`: what is lost by training only those.
-        regret_in_sd: the same in standard deviations between seeds of a long training.
-        noise: between seeds of a long training.
+        regret_in_sd: the same in units of `noise`.
+        noise: of differences between layouts, between seeds of a long training.
         verdict: ``"green"`` (lower end of tau's interval at least 0.4), ``"amber"`` (0.2), ``"red"``, or None.
     """
 
@@ -218,7 +220,7 @@ def calibration(study: StudyData) -> Calibration | None:
             )
         )
     found.sort(key=lambda one: one.number)
-    noise = seed_noise([one.longs for one in found])
+    noise = difference_noise([[one.longs for one in found]])
     plain = Calibration(
         measure=measure,
         layouts=tuple(found),
@@ -357,7 +359,7 @@ class ConfirmedGain:
         layout: key of the member.
         baseline: name of the hand-made layout.
         quality: difference in quality, positive is better.
-        quality_se: its standard error, seeds pooled over layouts; None with one seed.
+        quality_se: its standard error, from `Confirmation.noise`.
         top1: difference in top-1, 0 to 1.
         top1_se: its standard error.
     """
@@ -400,7 +402,8 @@ class Confirmation:
         missing: members of the present front that were not (the search went on, or the time was over).
         failed: layouts of which a training failed.
         seeds: fresh trainings a layout.
-        noise: between seeds, in quality on the test split; None with one seed.
+        noise: of differences between layouts, between seeds, in quality on the test split; None where it is not
+            known.
         front: keys of the layouts that no other dominates by their mean on the test split, slowest first.
         hypervolume: of the members of the front.
         baselines_hypervolume: of the hand-made layouts; None where there are none.
@@ -426,7 +429,7 @@ class Confirmation:
     def undecided(self) -> tuple[str, ...]:
         """Members of the front that cannot be told apart from a faster one by fresh seeds."""
         return tuple(
-            one.key for one in self.layouts if one.on_front and one.standing and one.standing.verdict == "undecided"
+            one.key for one in self.layouts if one.on_front and one.standing and one.standing.verdict == UNDECIDED
         )
 
 
@@ -464,7 +467,7 @@ def confirmation(study: StudyData) -> Confirmation | None:
             if on_front or records[key].baseline:
                 found.append(ConfirmedLayout(records[key], on_front, _fresh(ordered, ""), _fresh(ordered, "test_")))
     found.sort(key=lambda one: one.record.ratio or 0.0)
-    noise = seed_noise([one.test.qualities(measure) for one in found])
+    noise = difference_noise([[one.test.qualities(measure) for one in found]])
     points = [_point(one, one.test.quality(measure)) for one in found]
     if noise is not None and noise.sd > 0:
         judged = standings(points, {one.key: seeds for one in found}, noise)
@@ -506,8 +509,8 @@ def _gains(
     members: Sequence[ConfirmedLayout], baselines: Sequence[ConfirmedLayout], measure: str
 ) -> Iterable[ConfirmedGain]:
     everyone = {one.key: one for one in [*members, *baselines]}.values()
-    noise = seed_noise([one.test.qualities(measure) for one in everyone])
-    noise_top1 = seed_noise([one.test.top1s for one in everyone])
+    noise = difference_noise([[one.test.qualities(measure) for one in everyone]])
+    noise_top1 = difference_noise([[one.test.top1s for one in everyone]])
     for one in members:
         own = point_of(one.record, measure)
         fast = [
@@ -539,12 +542,27 @@ def study_noise(study: StudyData) -> SeedNoise | None:
     Seeds of the search, of `calibrate` and of `confirm` are pooled within each and never across: what the search has
     chosen by is not a fair draw.
     """
+    return seed_noise(row for block in _repeated(study) for row in block)
+
+
+def study_difference_noise(study: StudyData) -> SeedNoise | None:
+    """The same for differences between layouts trained with the same seeds, see `front.difference_noise`."""
+    return difference_noise(_repeated(study))
+
+
+def _repeated(study: StudyData) -> list[list[tuple[float, ...]]]:
+    """Qualities of full proxy trainings: a table of layouts by seeds for each purpose, of layouts with every seed."""
     epochs = study.setting("proxy", "epochs")
-    groups: dict[tuple[str, str], dict[int | None, float]] = {}
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for line in study.evaluations:
-        if line.what == TRAIN and line.to_epoch == epochs:
-            groups.setdefault((line.purpose, line.key), {})[line.seed] = _quality(line, study.measure)
-    return seed_noise([list(values.values()) for values in groups.values()])
+        if line.what == TRAIN and line.to_epoch == epochs and line.seed is not None:
+            of = found.setdefault(line.purpose, {}).setdefault(line.key, {})
+            of[line.seed] = _quality(line, study.measure)
+    tables = []
+    for layouts in found.values():
+        most = max(len(of) for of in layouts.values())
+        tables.append([tuple(of[seed] for seed in sorted(of)) for of in layouts.values() if len(of) == most])
+    return tables
 
 
 def _by_layout(lines: Iterable[Evaluation]) -> dict[str, dict[int, dict[int, Evaluation]]]:

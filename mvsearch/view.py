@@ -45,5 +45,8 @@ class View:
     def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
         """A trial is complete, has failed, or has left its layout waiting at the end of a rung."""
 
+    def repeated(self, record: TrialRecord, nll: float, reason: str | None, state: LaunchState) -> None:
+        """`calibrate` or `confirm` is done with a layout: its mean validation NLL now, or why a training failed."""
+
     def update(self, state: LaunchState) -> None:
         """Something moved."""

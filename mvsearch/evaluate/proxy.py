@@ -47,7 +47,8 @@ class ProxyResult:
     Attributes:
         values: ``nll`` (nats) and ``top1`` (0 to 1) of the EMA weights on the validation split, ``images_seen``,
             ``train_seconds`` (steps only, without waiting for the device), ``val_images``, ``peak_memory`` (bytes, see
-            `mvsearch.evaluate.memory`), ``curve`` (the training loss of each epoch).
+            `mvsearch.evaluate.memory`), ``curve`` (the training loss of each epoch); where the data holds the test
+            split also ``test_nll``, ``test_top1`` and ``test_images``.
         weights: the EMA weights as safetensors.
         checkpoint: everything needed to go on from here; None unless asked for.
     """
@@ -58,13 +59,20 @@ class ProxyResult:
 
 
 class DeviceData:
-    """A data set on one device: uint8 images and labels of the training and validation splits."""
+    """A data set on one device: uint8 images and labels of the training and validation splits.
 
-    def __init__(self, data: ImageData, device: torch.device) -> None:
+    Args:
+        data: the data set.
+        device: where to hold it.
+        test: hold the test split too; without it nothing can look at it.
+    """
+
+    def __init__(self, data: ImageData, device: torch.device, *, test: bool = False) -> None:
         self.train_images = data.train.images.to(device)
         self.train_labels = data.train.labels.to(device)
         self.val_images = data.val.images.to(device)
         self.val_labels = data.val.labels.to(device)
+        self.test = (data.test.images.to(device), data.test.labels.to(device)) if test else None
         self.classes = len(data.classes)
         self.channels = self.train_images.shape[1]
         self.augment = data.augment
@@ -194,6 +202,10 @@ def train(
         nll, top1 = evaluate(ema.module, data.normalise, data.val_images, data.val_labels, autocast, step_gate)
         if not math.isfinite(nll):
             raise TrainingDiverged(f"validation loss is {nll} after epoch {to_epoch}")
+        on_test: dict[str, Any] = {}
+        if data.test is not None:
+            test_nll, test_top1 = evaluate(ema.module, data.normalise, *data.test, autocast, step_gate)
+            on_test = {"test_nll": test_nll, "test_top1": test_top1, "test_images": len(data.test[1])}
         kept = None
         if keep_checkpoint:
             buffer = io.BytesIO()
@@ -215,6 +227,7 @@ def train(
             "train_seconds": train_seconds,
             "peak_memory": peak_memory(device),
             "curve": curve,
+            **on_test,
         },
         weights=weights,
         checkpoint=kept,

@@ -42,15 +42,17 @@ class MakeWorker:
         proxy: the ``proxy`` section of the configuration.
         timing: the ``timing`` section.
         reference: the layout that throughput is given relative to.
+        test: whether trainings are also measured on the test split; only `confirm` asks for it.
     """
 
     proxy: Any
     timing: Any
     reference: HybridLayout
+    test: bool = False
 
     def __call__(self, name: str, device: str, threads: int, data: ImageData) -> TrainingWorker:
         """Build the worker; see `WorkerFactory`."""
-        return TrainingWorker(self.proxy, self.timing, self.reference, name, device, threads, data)
+        return TrainingWorker(self.proxy, self.timing, self.reference, name, device, threads, data, test=self.test)
 
 
 class TrainingWorker:
@@ -64,6 +66,7 @@ class TrainingWorker:
         device: ``"cpu"`` or ``"cuda:N"``.
         threads: threads a training uses on a CPU.
         data: the data set.
+        test: whether trainings are also measured on the test split.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class TrainingWorker:
         device: str,
         threads: int,
         data: ImageData,
+        *,
+        test: bool = False,
     ) -> None:
         self.proxy = proxy
         self.timing = timing
@@ -82,7 +87,7 @@ class TrainingWorker:
         self.name = name
         self.device = torch.device(device)
         self.threads = threads
-        self.data = DeviceData(data, self.device)
+        self.data = DeviceData(data, self.device, test=test)
         self.gate = DeviceGate(physical_name(self.device))
         self._reference_model: torch.nn.Module | None = None
         if self.device.type == "cpu":

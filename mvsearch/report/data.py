@@ -16,7 +16,7 @@ from mambavision.layout import LETTERS
 from mvsearch.front import PICKS, Point, SeedNoise, Standing, complete_records, front_records, pick, point_of, standings
 from mvsearch.ledger import write_atomic
 from mvsearch.record import FAILED, PARTIAL, TIME, WAITING, Evaluation, TrialRecord
-from mvsearch.trust import Calibration, Confirmation, calibration, confirmation, study_noise
+from mvsearch.trust import Calibration, Confirmation, calibration, confirmation, study_difference_noise, study_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,13 +106,18 @@ class StudyData:
         return study_noise(self)
 
     @cached_property
+    def difference_noise(self) -> SeedNoise | None:
+        """The same for differences between layouts, from which what a seed does to all alike is taken out."""
+        return study_difference_noise(self)
+
+    @cached_property
     def standings(self) -> dict[str, Standing]:
         """Each complete layout's `front.Standing` by its key; empty where the noise is not known."""
         points = [point for record in self.complete if (point := point_of(record, self.measure))]
-        if self.noise is None or self.noise.sd == 0:
+        if self.difference_noise is None or self.difference_noise.sd == 0:
             return {}
         seeds = {record.key: len(record.seeds) for record in self.complete}
-        return {standing.key: standing for standing in standings(points, seeds, self.noise)}
+        return {standing.key: standing for standing in standings(points, seeds, self.difference_noise)}
 
     @property
     def failed(self) -> list[TrialRecord]:
@@ -457,7 +462,11 @@ def front_table(study: StudyData) -> pd.DataFrame:
         The columns of front.csv: those of trials.csv without timings and state, then ``top1_gain`` and ``nll_gain``
         (positive is better) over ``gain_over``, the best hand-made layout that is at least as fast, and ``speed_gain``
         (a factor) over ``speed_gain_over``, the fastest hand-made layout that is at least as good; missing where there
-        is none.
+        is none. Then how sure it is: ``standing`` (`front.Standing.verdict`, missing where the noise is not known);
+        of `mvsearch confirm` ``confirmed_seeds``, ``confirmed_top1`` and ``confirmed_nll`` (validation split),
+        ``test_top1``, ``test_top1_sd`` (standard deviation between seeds) and ``test_nll``; of `mvsearch calibrate`
+        ``verdict``, ``tau`` and ``tau_low`` (the lower end of its interval), the same in each row, with the verdict
+        ``"not calibrated"`` before it.
     """
     import pandas as pd
 
@@ -468,6 +477,8 @@ def front_table(study: StudyData) -> pd.DataFrame:
     table = trials.loc[[record.key for record in front], [c for c in trials.columns if c not in left_out]].copy()
     margins = pd.DataFrame([_margin_row(study, record) for record in front], columns=list(_MARGIN), index=table.index)
     table = table.join(margins)
+    sure = pd.DataFrame([_sureness_row(study, record) for record in front], columns=list(_SURENESS), index=table.index)
+    table = table.join(sure)
     table["layout"] = [json.dumps(record.layout) for record in front]
     return table.reset_index(drop=True)
 
@@ -485,6 +496,26 @@ def _margin_row(study: StudyData, record: TrialRecord) -> dict[str, float | str 
     if found.at_quality is not None and found.at_quality.ratio and record.ratio:
         row["speed_gain"] = record.ratio / found.at_quality.ratio
         row["speed_gain_over"] = found.at_quality.baseline
+    return row
+
+
+_SURENESS = (
+    *("standing", "confirmed_seeds", "confirmed_top1", "confirmed_nll", "test_top1", "test_top1_sd", "test_nll"),
+    *("verdict", "tau", "tau_low"),
+)
+
+
+def _sureness_row(study: StudyData, record: TrialRecord) -> dict[str, float | str | None]:
+    row: dict[str, float | str | None] = dict.fromkeys(_SURENESS)
+    if record.key in study.standings:
+        row["standing"] = study.standings[record.key].verdict
+    if study.confirmation and (fresh := study.confirmation.of(record.key)):
+        row |= {"confirmed_seeds": study.confirmation.seeds, "confirmed_top1": fresh.val.top1}
+        row |= {"confirmed_nll": fresh.val.nll, "test_nll": fresh.test.nll}
+        row |= {"test_top1": fresh.test.top1, "test_top1_sd": fresh.test.top1_sd}
+    row["verdict"] = (study.calibration and study.calibration.verdict) or "not calibrated"
+    if study.calibration and study.calibration.tau:
+        row |= {"tau": study.calibration.tau.tau, "tau_low": study.calibration.tau.low}
     return row
 
 
