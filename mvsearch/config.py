@@ -38,12 +38,12 @@ PLACEMENTS = ("last", "first", "even", "middle", "alternate")
 DATA_SETS = ("digit_scenes", "digits", "fashion_mnist", "cifar10", "cifar100", "folder")
 """Names of `mambavision.data.DATA_SETS`, repeated so that a configuration is checked without importing torch."""
 
-SAMPLERS = ("tpe", "nsga2", "gp", "random")
+SAMPLERS = ("known_cost", "tpe", "nsga2", "gp", "random")
 """Samplers by name; `mvsearch.search.make_sampler` says how each is set."""
 
-SAMPLERS_WITH_RUNGS = ("random",)
-"""Samplers that a study with rungs may use: they need no more of a stopped layout than that it was seen. Optuna's own
-ones learn nothing from trials told PRUNED in a study of two objectives."""
+SAMPLERS_WITH_RUNGS = ("known_cost", "random")
+"""Samplers that a study with rungs may use: ours reads what a stopped layout reached, random needs no more than that it
+was seen. Optuna's others learn nothing from trials told PRUNED in a study of two objectives."""
 
 MAX_HYBRID_DEPTH = 20
 """Longest stage whose order is searched: its 2^depth patterns are enumerated where they are counted exactly."""
@@ -552,8 +552,10 @@ class ObjectivesConfig(_Section):
 class SearchConfig(_Section):
     """How the search goes."""
 
-    sampler: Annotated[Literal["tpe", "nsga2", "gp", "random"], BeforeValidator(_word(*SAMPLERS))] = "tpe"
-    """Which sampler proposes layouts: tpe (multivariate), nsga2, gp or random."""
+    sampler: Annotated[Literal["known_cost", "tpe", "nsga2", "gp", "random"], BeforeValidator(_word(*SAMPLERS))] = (
+        "known_cost"
+    )
+    """Which sampler proposes layouts: known_cost (our own), or Optuna's tpe (multivariate), nsga2, gp or random."""
     trials: _Whole1 = 26
     """Layouts trained in full, the hand-made baselines among them."""
     hours: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None

@@ -70,7 +70,7 @@ objectives:
   quality: nll                  # validation negative log-likelihood; top1 for accuracy
 
 search:
-  sampler: tpe                  # tpe, nsga2 or random
+  sampler: known_cost           # known_cost, tpe, nsga2, gp or random
   trials: 26                    # layouts trained in full, five hand-made baselines among them
   hours: null                   # or: stop after this many hours
   seed: 0

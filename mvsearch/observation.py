@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mambavision.layout import HybridLayout
 
@@ -16,9 +17,11 @@ class Observation:
         layout: as deployed.
         throughput: log2 of the ratio to the reference layout's; None until it is timed.
         qualities: of each rung it was trained on with every seed, from the first: the quality of every seed, larger is
-            better. Without rungs there is one, at `proxy.epochs`.
+            better; an empty tuple for a rung of which it is not known. Without rungs there is one, at `proxy.epochs`.
         under_way: whether a device works on it, or is about to.
         failed: whether it has ended as a failure.
+        source: None for a layout of this study; else what names the other study that it was measured in. Qualities of
+            another study are brought to the scale of this one, and its layouts may be asked for again.
     """
 
     layout: HybridLayout
@@ -26,6 +29,17 @@ class Observation:
     qualities: tuple[tuple[float, ...], ...] = ()
     under_way: bool = False
     failed: bool = False
+    source: str | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """`HybridLayout.key`, computed once."""
+        return self.layout.key
+
+    @property
+    def rung(self) -> int | None:
+        """The highest rung with a quality, from 0; None without any."""
+        return max((rung for rung, seeds in enumerate(self.qualities) if seeds), default=None)
 
 
 Observations = Callable[[], Sequence[Observation]]

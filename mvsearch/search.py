@@ -16,6 +16,7 @@ import random
 import shutil
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,19 +100,29 @@ class Outcome:
 
 
 def make_sampler(
-    config: StudyConfig, space: SearchSpace, seed: int, observations: Observations
+    config: StudyConfig,
+    space: SearchSpace,
+    seed: int,
+    observations: Observations,
+    reference: Callable[[], tuple[float, float]],
 ) -> optuna.samplers.BaseSampler:
     """The sampler of a study, set as it does best here. It is kept for the whole launch; `reseed` it before each ask.
 
     Args:
-        config: of the study; `search.sampler` says which: ``"tpe"`` (multivariate), ``"nsga2"`` (a small population:
-            its default of 50 makes the first 50 trials random), ``"gp"`` (Optuna's Gaussian process with the expected
-            hypervolume improvement, for noisy objectives) or ``"random"``.
+        config: of the study; `search.sampler` says which: ``"known_cost"`` (our own), ``"tpe"`` (multivariate),
+            ``"nsga2"`` (a small population: its default of 50 makes the first 50 trials random), ``"gp"`` (Optuna's
+            Gaussian process with the expected hypervolume improvement, for noisy objectives) or ``"random"``.
         space: of the study.
         seed: 32 bits.
         observations: what was measured so far, rungs and layouts under way too, for samplers that read it.
+        reference: gives the corner from which hypervolume is measured, (quality, throughput).
     """
     name = config.search.sampler
+    if name == "known_cost":
+        # Not at the top: scikit-learn takes a second to import, and the other samplers do without.
+        from mvsearch.samplers import KnownCostSampler
+
+        return KnownCostSampler(space, seed=seed, observations=observations, reference=reference)
     if name == "tpe":
         return optuna.samplers.TPESampler(multivariate=True, seed=seed)
     if name == "nsga2":
@@ -199,7 +210,9 @@ class Search:
         self._records: dict[str, TrialRecord] = {}
         self._summary: tuple[list[TrialRecord], float | None] | None = None
         self._observed: dict[str, Observation] = {}
-        self.study.sampler = make_sampler(config, space, config.search.seed, lambda: list(self._observed.values()))
+        self.study.sampler = make_sampler(
+            config, space, config.search.seed, lambda: list(self._observed.values()), self._reference
+        )
         for key in dict.fromkeys(line.key for line in self.ledger.evaluations if line.purpose == SEARCH):
             self._refresh(key)
         self._sweep_checkpoints()
@@ -371,10 +384,7 @@ class Search:
         """The trial with which a layout that waits goes on, if one may."""
         if len(self.rungs) == 1:
             return None
-        runs = self._runs()
-        baselines = [record for record in self._records.values() if record.baseline]
-        reference = reference_point(baselines, self.space.num_classes, self.measure)
-        chosen = self.halving.choose(runs, reference, relaxed=self.exhausted)
+        chosen = self.halving.choose(self._runs(), self._reference(), relaxed=self.exhausted)
         if chosen is None:
             return None
         record = self._records[chosen.key]
@@ -383,6 +393,11 @@ class Search:
         else:  # the ledger outlived the journal
             number, params = record.number, self.space.encode(HybridLayout.from_dict(record.layout))
         return dict(params), {"key": chosen.key, "continues": number, "rung": len(chosen.qualities)}
+
+    def _reference(self) -> tuple[float, float]:
+        """The corner from which hypervolume is measured, by the hand-made layouts timed so far."""
+        baselines = [record for record in self._records.values() if record.baseline]
+        return reference_point(baselines, self.space.num_classes, self.measure)
 
     def _runs(self) -> list[Run]:
         """All layouts that were timed and trained on a rung."""

@@ -508,22 +508,23 @@ class SearchSpace:
         Raises:
             SpaceError: for a layout outside the space.
         """
-        self._genes(layout)
+        width, genes = self._genes(layout)
+        # In their canonical form, layouts are equal where their keys are; a key takes longer to compute.
+        parent = self._layout([stage.build(width, *gene) for stage, gene in zip(self._stages, genes, strict=True)])
         # Changes may land outside (an attention count that is not allowed) or have no effect (the head size of
         # Mamba blocks), so that several tries are usual; spaces of a handful of layouts may need many.
         for _ in range(100):
-            changed = self._change(layout, rng)
-            if changed is not None and changed.key != layout.key:
+            changed = self._change(width, genes, rng)
+            if changed is not None and changed != parent:
                 return changed
         for _ in range(100):
             changed = self.sample(rng)
-            if changed.key != layout.key:
+            if changed != parent:
                 return changed
-        return next((other for other in self.layouts() if other.key != layout.key), layout)
+        return next((other for other in self.layouts() if other != parent), layout)
 
-    def _change(self, layout: HybridLayout, rng: random.Random) -> HybridLayout | None:
-        """One random change; None where it leaves the space."""
-        width, genes = self._genes(layout)
+    def _change(self, width: int, genes: Sequence[tuple[str, Numbers]], rng: random.Random) -> HybridLayout | None:
+        """One random change of a layout's width, blocks and numbers; None where it leaves the space."""
         moves: list[tuple[str, int]] = [("width", 0)] if self._width.searched else []
         for i, stage in enumerate(self._stages):
             moves += [(key, i) for key, choice in stage.numbers.items() if choice.searched]
@@ -560,10 +561,10 @@ class SearchSpace:
         for letter in set(blocks) - set(genes[i][0]):
             keys = _OF_ATTENTION if letter == "A" else _OF_MAMBA
             numbers |= {key: rng.choice(stage.numbers[key].values) for key in keys if key in stage.numbers}
-        genes[i] = (blocks, numbers)
         if not stage.contains(blocks):
             return None
-        return self._layout([stage.build(width, *gene) for stage, gene in zip(self._stages, genes, strict=True)])
+        changed = [*genes[:i], (blocks, numbers), *genes[i + 1 :]]
+        return self._layout([stage.build(width, *gene) for stage, gene in zip(self._stages, changed, strict=True)])
 
     @cached_property
     def _sizes(self) -> list[int]:

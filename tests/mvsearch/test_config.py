@@ -213,7 +213,7 @@ def test_overrides(study: Path) -> None:
         ("throughput.file=3", ["throughput.file: 3", "null or a path"]),
         ("throughput.others=drop", ["throughput.others: 'drop'", "measure, skip"]),
         ("search=5", ["search: 5", "sampler, trials, hours"]),
-        ("search.sampler=tpr", ["search.sampler: 'tpr'", "tpe, nsga2, gp, random", "Did you mean 'tpe'?"]),
+        ("search.sampler=tpr", ["search.sampler: 'tpr'", "known_cost, tpe, nsga2, gp, random", "Did you mean 'tpe'?"]),
         ("search.seed=-1", ["search.seed: -1", "0 to"]),
         ("objectives.quality=accuracy", ["objectives.quality: 'accuracy'", "nll, top1"]),
         ("proxy.learning_rate=.nan", ["proxy.learning_rate", "a number above 0"]),
@@ -408,9 +408,12 @@ def test_without_rungs_a_study_reads_as_it_did_before_there_were_any() -> None:
     [
         (
             ["search.sampler=tpe", "fidelity.eta=3"],
-            "search.sampler: 'tpe' is not allowed; random where fidelity is not",
+            "search.sampler: 'tpe' is not allowed; known_cost or random where fidelity is not",
         ),
-        (["search.sampler=nsga2", "fidelity.eta=3"], "search.sampler: 'nsga2' is not allowed; random where fidelity"),
+        (
+            ["search.sampler=nsga2", "fidelity.eta=3"],
+            "search.sampler: 'nsga2' is not allowed; known_cost or random where fidelity",
+        ),
         (["fidelity=3"], "fidelity: 3 is not allowed; none (every layout is trained in full), or a mapping"),
         (["fidelity=some"], "fidelity: 'some' is not allowed; none"),
         (["fidelity.eta=1"], "fidelity.eta: 1 is not allowed; a whole number from 2 to 100"),

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, brief=False):
-    config = load_config("stagewise", ["search.trials=14", *overrides])
+    config = load_config("stagewise", ["search.trials=14", "search.sampler=tpe", *overrides])
     space = SearchSpace(config, num_classes=10, in_chans=1)
     folder = StudyFolder(path / config.name)
     folder.path.mkdir(exist_ok=True)
@@ -67,13 +67,15 @@ def _layout(record):
     return HybridLayout.from_dict(record.layout)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", pytest.param("gp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sampler", ["known_cost", "tpe", "nsga2", "random", pytest.param("gp", marks=pytest.mark.slow)]
+)
 def test_the_same_seed_asks_for_the_same_layouts_and_another_seed_for_others(tmp_path, sampler):
     runs = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         path = tmp_path / name
         path.mkdir()
-        trials = 13 if sampler == "gp" else 24  # of which it draws the last three from its model
+        trials = 13 if sampler in ("gp", "known_cost") else 24  # of which it draws the last few from its model
         search = search_in(path, f"search.sampler={sampler}", f"search.seed={seed}", f"search.trials={trials}")
         search.run()
         runs[name] = [key for key, _ in told(search)]
@@ -353,7 +355,7 @@ def test_a_sampler_is_kept_over_its_asks_and_sees_what_was_measured(tmp_path, mo
             seen.append((seed, self.observations()))
             self._rng.rng.seed(seed)
 
-    def make(config, space, seed, observations):
+    def make(config, space, seed, observations, reference):
         sampler = Reading(seed=seed)
         sampler.observations = observations
         made.append(sampler)
