@@ -6,9 +6,9 @@ Trials are made up and their minutes pass in virtual time, but every second that
 journal, ledger, promotions) passes on the same clock, while devices that have nothing to do stand idle. Each row is a
 process of its own.
 
-utilisation: time in which devices worked over all devices' time, from the ledger's lines, after every device has had its
-first job and before the last layout is begun: at the end less is left than there are devices. "all" is from the first
-job to the last result, the end included.
+utilisation: time in which devices worked over all devices' time, from the ledger's lines, after every device has had
+its first job and before the last layout is begun: at the end less is left than there are devices. "all" is from the
+first job to the last result, the end included.
 driver ms: the driver's seconds a trial, everything included; "at end" is for the last tenth of the trials.
 MB: the highest resident memory of the process.
 """

@@ -28,7 +28,6 @@ from optuna.trial import FrozenTrial, TrialState
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started
-from mvsearch.front import Point, front_records, hypervolume, pareto_front, reference_point
 from mvsearch.halving import Halving, Run
 from mvsearch.ledger import Ledger, write_atomic
 from mvsearch.observation import Observation, Observations
@@ -47,6 +46,7 @@ from mvsearch.record import (
     trial_records,
 )
 from mvsearch.space import SearchSpace
+from mvsearch.standing import Standing
 from mvsearch.status import StatusWriter
 from mvsearch.stop import Interrupted, stop_signals
 from mvsearch.storage import Memory, open_optuna_study
@@ -207,11 +207,12 @@ class Search:
         self._first_job: float | None = None
         self._last_result: float | None = None
         self._finished_here = 0
-        self._records: dict[str, TrialRecord] = {}
-        self._summary: tuple[list[TrialRecord], float | None] | None = None
+        self._standing = Standing(self.measure, space.num_classes, len(self._baselines))
+        self._records = self._standing.records
         self._observed: dict[str, Observation] = {}
+        self._runs: dict[str, Run] = {}
         self.study.sampler = make_sampler(
-            config, space, config.search.seed, lambda: list(self._observed.values()), self._reference
+            config, space, config.search.seed, lambda: list(self._observed.values()), self._standing.reference
         )
         for key in dict.fromkeys(line.key for line in self.ledger.evaluations if line.purpose == SEARCH):
             self._refresh(key)
@@ -294,8 +295,8 @@ class Search:
             failed=failed,
             wanted=wanted,
             running=dict(sorted(self._doing.items())),
-            front=self._front_and_hypervolume()[0],
-            hypervolume=self._front_and_hypervolume()[1],
+            front=self._standing.front,
+            hypervolume=self._standing.hypervolume,
             utilisation=busy / (elapsed * self.pool.workers) if elapsed else 0.0,
             elapsed=elapsed,
             remaining=elapsed / self._finished_here * left if self._finished_here else None,
@@ -304,33 +305,12 @@ class Search:
 
     def _counts(self) -> tuple[int, int, int]:
         """Layouts complete, failed and waiting between rungs (not those being trained on the next)."""
-        states = Counter(record.state for record in self._records.values())
-        waiting = states[WAITING] - sum(map(self._is_waiting, self._under_way))
-        return states[COMPLETE], states[FAILED], waiting
+        counts = self._standing.counts
+        waiting = counts[WAITING] - sum(map(self._is_waiting, self._under_way))
+        return counts[COMPLETE], counts[FAILED], waiting
 
     def _is_waiting(self, key: str) -> bool:
         return key in self._records and self._records[key].state == WAITING
-
-    def _front_and_hypervolume(self) -> tuple[list[TrialRecord], float | None]:
-        """Both anew only when a record has changed: a view asks for them several times a second."""
-        if self._summary is None:
-            self._summary = (front_records(self.records(), self.measure), self._hypervolume())
-        return self._summary
-
-    def _hypervolume(self) -> float | None:
-        baselines = [record for record in self._records.values() if record.baseline]
-        if (
-            not baselines
-            or len(baselines) < len(self._baselines)
-            or any(r.state not in (COMPLETE, FAILED) for r in baselines)
-        ):
-            return None
-        done = [record for record in baselines if record.state == COMPLETE]
-        if not done:
-            return None
-        reference = reference_point(done, self.space.num_classes, self.measure)
-        value = hypervolume(_points(done, self.measure), reference)
-        return hypervolume(_points(self.records(), self.measure), reference) / value if value > 0 else None
 
     # -- filling the workers ----------------------------------------------------------------------------------------
 
@@ -384,7 +364,7 @@ class Search:
         """The trial with which a layout that waits goes on, if one may."""
         if len(self.rungs) == 1:
             return None
-        chosen = self.halving.choose(self._runs(), self._reference(), relaxed=self.exhausted)
+        chosen = self.halving.choose(self._runs.values(), self._standing.reference(), relaxed=self.exhausted)
         if chosen is None:
             return None
         record = self._records[chosen.key]
@@ -393,26 +373,6 @@ class Search:
         else:  # the ledger outlived the journal
             number, params = record.number, self.space.encode(HybridLayout.from_dict(record.layout))
         return dict(params), {"key": chosen.key, "continues": number, "rung": len(chosen.qualities)}
-
-    def _reference(self) -> tuple[float, float]:
-        """The corner from which hypervolume is measured, by the hand-made layouts timed so far."""
-        baselines = [record for record in self._records.values() if record.baseline]
-        return reference_point(baselines, self.space.num_classes, self.measure)
-
-    def _runs(self) -> list[Run]:
-        """All layouts that were timed and trained on a rung."""
-        return [
-            Run(
-                key=record.key,
-                throughput=record.log2_ratio,
-                qualities=tuple(rung.qualities(self.measure) for rung in record.rungs),
-                baseline=record.baseline is not None,
-                under_way=record.key in self._under_way,
-                failed=record.state == FAILED,
-            )
-            for record in self._records.values()
-            if record.log2_ratio is not None and record.rungs
-        ]
 
     def _ask(self) -> tuple[optuna.Trial, HybridLayout] | None:
         """The next layout within the budgets that was not seen before; None when there is none left."""
@@ -649,24 +609,31 @@ class Search:
 
     def _refresh(self, key: str) -> None:
         lines = self.ledger.of(key)
-        self._summary = None
-        self._records[key] = trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0]
+        self._standing.update(trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0])
 
         self._observe(key)
 
     def _observe(self, key: str, layout: HybridLayout | None = None) -> None:
-        """What samplers are told of a layout, anew."""
-        before = self._observed.get(key)
-        record = self._records.get(key)
+        """What samplers and `halving` are told of a layout, anew."""
+        before, record = self._observed.get(key), self._records.get(key)
         if layout is None:
             layout = before.layout if before else HybridLayout.from_dict(self._records[key].layout)
-        self._observed[key] = Observation(
+        found = self._observed[key] = Observation(
             layout=layout,
             throughput=record.log2_ratio if record else None,
             qualities=tuple(rung.qualities(self.measure) for rung in record.rungs) if record else (),
             under_way=key in self._under_way,
             failed=record is not None and record.state == FAILED,
         )
+        if record is not None and found.throughput is not None and found.qualities:
+            self._runs[key] = Run(
+                key=key,
+                throughput=found.throughput,
+                qualities=found.qualities,
+                baseline=record.baseline is not None,
+                under_way=found.under_way,
+                failed=found.failed,
+            )
 
     def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:
         return self.folder.checkpoints / f"{key}.seed{seed}.epoch{epoch}.pt"
@@ -690,12 +657,11 @@ class Search:
 
     def _keep_weights(self) -> None:
         """Keep the weights of the front, the hand-made baselines and what is under way; delete the rest."""
-        keep = {record.key for record in self._front_and_hypervolume()[0]}
-        keep |= {record.key for record in self._records.values() if record.baseline}
-        # What is under way, or was when an earlier launch ended: its first seed is not trained again.
-        keep |= {record.key for record in self._records.values() if record.state == PARTIAL}
+        keep = {record.key for record in self._standing.front}
         for path in self.folder.weights.glob("*.safetensors"):
-            if path.stem not in keep:
+            record = self._records.get(path.stem)
+            # What is under way, or was when an earlier launch ended, stays: its first seed is not trained again.
+            if path.stem not in keep and (record is None or not (record.baseline or record.state == PARTIAL)):
                 path.unlink()
 
     # -- starting and stopping --------------------------------------------------------------------------------------
@@ -760,12 +726,3 @@ def _trailing_refusals(trials: list[FrozenTrial]) -> int:
             break
         count += 1
     return count
-
-
-def _points(records: list[TrialRecord], measure: str) -> list[Point]:
-    points = []
-    for record in records:
-        quality, throughput = record.quality(measure), record.log2_ratio
-        if record.state == COMPLETE and quality is not None and throughput is not None:
-            points.append(Point(record.key, quality, throughput))
-    return pareto_front(points)

@@ -1,6 +1,7 @@
 """The loop with a worker that measures nothing: what is asked, told, kept and recovered."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from fakes import MakeFakeWorker, true_ratio
 
 from mvsearch.config import load_config
-from mvsearch.ledger import StudyError, read_evaluations
+from mvsearch.ledger import StudyError, read_evaluations, repair_tail
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
 from mvsearch.search import Search, SearchFailed
@@ -26,11 +27,13 @@ from mvsearch.view import View
 HERE = Path(__file__).parent
 
 
-def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, brief=False):
+def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, brief=False, repair=False):
     config = load_config("stagewise", ["search.trials=14", "search.sampler=tpe", *overrides])
     space = SearchSpace(config, num_classes=10, in_chans=1)
     folder = StudyFolder(path / config.name)
     folder.path.mkdir(exist_ok=True)
+    for file in (folder.ledger, folder.journal) if repair else ():
+        repair_tail(file)
     folder.begin(config.resolved_yaml())
     pool = pool or InlinePool(make or MakeFakeWorker(), None)
     study = brief_optuna_study(folder) if brief else None
@@ -253,55 +256,84 @@ def test_a_signal_stops_cleanly_and_nothing_is_left_running(tmp_path, signum):
 
 
 DRIVER = """
-import os, sys
+import os, sys, traceback
 sys.path.insert(0, {here!r})
 from pathlib import Path
 import fakes
+from mvsearch.storage import _Journal
 from test_search import search_in
-count = 0
-def kill_when_due(*ignored):
+moment = torn = count = 0
+def kill_when_due(path=None):
     global count
     count += 1
-    if count == {moment}:
+    if count == moment:
+        if torn and path is not None:  # the end of what was written did not reach the disk
+            os.truncate(path, max(0, os.stat(path).st_size - 3))
         os.kill(os.getpid(), 9)
-import mvsearch.ledger, mvsearch.search, optuna
-real = os.fsync
 def fsync(descriptor):
+    kill_when_due(descriptor)
+    real_fsync(descriptor)
     kill_when_due()
-    real(descriptor)
+def append_logs(self, logs):
     kill_when_due()
-os.fsync = fsync
-search_in(Path({path!r}), *{overrides!r}, make=fakes.MakeFakeWorker(log=Path({path!r}) / "jobs")).run()
+    real_append(self, logs)
+    kill_when_due(self._file_path)
+real_fsync, os.fsync = os.fsync, fsync
+real_append, _Journal.append_logs = _Journal.append_logs, append_logs
+for moment, torn in {moments!r}:
+    child = os.fork()
+    if not child:
+        try:
+            make = fakes.MakeFakeWorker(log=Path({path!r}) / "jobs")
+            search_in(Path({path!r}), *{overrides!r}, make=make, repair=True).run()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def drive(path, moment, *overrides):
-    overrides = overrides or ("search.trials=16",)
-    code = DRIVER.format(here=str(HERE), path=str(path), moment=moment, overrides=overrides)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+def drive(path, *moments, overrides=("search.trials=16",)):
+    """Drivers of one study, one after the other: each is killed at a write, before or after it reaches the disk.
+
+    Args:
+        path: of the studies.
+        moments: at which write each dies, and whether its end is then torn off; (0, False): not at all.
+        overrides: of the configuration.
+
+    Returns:
+        How each of them ended.
+    """
+    code = DRIVER.format(here=str(HERE), path=str(path), moments=moments, overrides=overrides)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return [int(line) for line in ended.stdout.split()]
+
+
+def kill_twenty_times(path, last, overrides):
+    """A study whose driver is killed at 20 random writes, a third of them torn, then runs to its end."""
+    rng = random.Random(1)
+    moments = [(rng.randint(1, last), rng.random() < 1 / 3) for _ in range(20)]
+    assert drive(path, *moments, (0, False), overrides=overrides) == [-signal.SIGKILL] * 20 + [0]
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(tmp_path):
-    """The driver is killed at writes, before and after they reach the disk, again and again until it gets through."""
+def test_killed_at_any_20_moments_the_same_command_goes_on_to_the_same_result(tmp_path):
     (tmp_path / "whole").mkdir()
     whole = search_in(tmp_path / "whole", "search.trials=16")
     whole.run()
     path = tmp_path / "killed"
     path.mkdir()
-    kills = 0
-    while (ended := drive(path, 23 + 11 * kills)).returncode == -signal.SIGKILL:
-        kills += 1
-        assert kills < 60
-    assert ended.returncode == 0, ended.stderr
-    assert kills >= 5
+    kill_twenty_times(path, 50, ("search.trials=16",))
     resumed = search_in(path, "search.trials=16")
     assert told(resumed) == told(whole)
     lines = read_evaluations(resumed.folder.ledger)
     assert len({line.identity for line in lines}) == len(lines) == 32
     assert not [trial for trial in trials_of(resumed) if trial.state == optuna.trial.TrialState.RUNNING]
     jobs = (path / "jobs").read_text().splitlines()
-    assert len(jobs) <= 32 + kills
+    assert len(jobs) <= 32 + 20
 
 
 def test_killed_once_in_the_middle_the_same_trials_and_values_come_out(tmp_path):
@@ -310,7 +342,7 @@ def test_killed_once_in_the_middle_the_same_trials_and_values_come_out(tmp_path)
     whole.run()
     path = tmp_path / "killed"
     path.mkdir()
-    assert drive(path, 151).returncode == -signal.SIGKILL
+    assert drive(path, (121, False)) == [-signal.SIGKILL]
     in_flight = open_optuna_study(StudyFolder(path / "stagewise"))
     assert 3 < len(in_flight.get_trials()) < 21
     resumed = search_in(path, "search.trials=16")
