@@ -21,8 +21,9 @@ MODELS = (
     "swin_tiny_patch4_window7_224",
     "convnext_tiny",
     "mambaout_tiny",
-    "efficientnet_b4",
-    "regnety_040",
+    "caformer_s18",
+    "davit_tiny",
+    "efficientvit_b3",
     "maxvit_tiny_rw_224",
 )
 

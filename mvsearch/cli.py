@@ -278,6 +278,7 @@ def bench(
     window: Annotated[float, typer.Option(min=0.001, help="Seconds of a window.")] = 0.5,
     windows: Annotated[int, typer.Option(min=1, help="Windows of each model.")] = 5,
     latency: Annotated[bool, typer.Option("--latency", help="Time single images as well.")] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="On CUDA: no graphs, each kernel launched by itself.")] = False,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
 ) -> None:
     """Time models side by side; ratios are to the first."""
@@ -296,6 +297,7 @@ def bench(
             threads=threads,
             window_s=window,
             windows=windows,
+            cuda_graph=False if eager else "auto",
             latency=latency,
             on_row=lambda row, conditions: status.update(f"timed {row.name}: {row.images_per_second:,.1f} img/s"),
         )

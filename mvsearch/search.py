@@ -31,7 +31,7 @@ from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Star
 from mvsearch.halving import Halving, Run
 from mvsearch.ledger import Ledger, write_atomic
 from mvsearch.observation import Observation, Observations
-from mvsearch.pool import Pool
+from mvsearch.pool import Pool, PoolFailed
 from mvsearch.record import (
     COMPLETE,
     FAIL,
@@ -239,6 +239,7 @@ class Search:
         Raises:
             Interrupted: by SIGINT or SIGTERM; in-flight trials are released, everything measured is kept.
             SearchFailed: if every trial failed.
+            PoolFailed: if no worker is left.
             OSError: if the ledger or the weights cannot be written.
         """
         began = self.pool.now()
@@ -257,7 +258,7 @@ class Search:
                     state = self.state()
                     self.view.update(state)
                     self._status.write(state)
-        except Interrupted:
+        except (Interrupted, PoolFailed):
             self._release_running()
             raise
         finally:

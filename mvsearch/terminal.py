@@ -484,10 +484,12 @@ def print_bench(out: Console, rows: list[BenchRow], conditions: Mapping[str, Any
         table.add_row(Text(row.name), *cells)
     out.print(table)
     threads = f", {plural(conditions['threads'], 'thread')}" if conditions["threads"] else ""
+    graph = conditions.get("cuda_graph")  # on CUDA alone; a reason where a graph could not be made
+    how = "" if graph is None else ", CUDA graphs" if graph is True else f", eager{f' ({graph})' if graph else ''}"
     out.print(
         Text(
             f"{conditions['device']}{threads}, {conditions['image_size']} px, batch {conditions['batch_size']}, "
-            f"{conditions['dtype']}, {plural(conditions['windows'], 'window')} of {conditions['window_s']:g} s, "
+            f"{conditions['dtype']}{how}, {plural(conditions['windows'], 'window')} of {conditions['window_s']:g} s, "
             f"scan path {conditions['scan']}, torch {conditions['torch']}, timm {conditions['timm']}. Each ratio is to "
             f"windows of {rows[0].name} beside it; its own shows the noise. MACs are without the scan.",
             style="dim",

@@ -126,6 +126,10 @@ class Notice:
 Event = Started | Progress | Done | Lost | Notice
 
 
+class DeviceBroken(RuntimeError):
+    """The device is in an error state that a process cannot leave; only a new process may use it again."""
+
+
 class Worker(Protocol):
     """Does jobs on one device, one at a time."""
 

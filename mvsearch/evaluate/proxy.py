@@ -199,7 +199,7 @@ def train(
                 raise TrainingDiverged(f"loss became {mean_loss} in epoch {epoch} (learning rate {rate:g})")
             curve.append({"epoch": epoch, "train_loss": mean_loss})
             yield EpochDone(epoch, to_epoch, mean_loss)
-        nll, top1 = evaluate(ema.module, data.normalise, data.val_images, data.val_labels, autocast, step_gate)
+        nll, top1 = evaluate(ema.module, data.normalise, data.val_images, data.val_labels, autocast, step_gate, parts)
         if not math.isfinite(nll):
             raise TrainingDiverged(f"validation loss is {nll} after epoch {to_epoch}")
         on_test: dict[str, Any] = {}
@@ -234,6 +234,14 @@ def train(
     )
 
 
+def used_dtype(dtype: str, device: torch.device) -> str:
+    """The precision that a setting, ``"auto"`` among them, means on a device."""
+    with autocast_for(dtype, device)():
+        lowered = torch.is_autocast_enabled(device.type)
+        used = torch.get_autocast_dtype(device.type) if lowered else torch.float32
+    return str(used).removeprefix("torch.")
+
+
 @torch.inference_mode()
 def evaluate(
     model: torch.nn.Module,
@@ -242,16 +250,18 @@ def evaluate(
     labels: Tensor,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     step_gate: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    parts: int = 1,
 ) -> tuple[float, float]:
-    """Mean NLL (nats) and top-1 (0 to 1) of a model on uint8 images, in fixed batches of `EVAL_BATCH`."""
+    """Mean NLL (nats) and top-1 (0 to 1) of a model on uint8 images, in batches of `EVAL_BATCH` over `parts`."""
+    batch = EVAL_BATCH // parts
     model.eval()
     nll = 0.0
     correct = 0
-    for start in range(0, len(images), EVAL_BATCH):
+    for start in range(0, len(images), batch):
         with step_gate():
-            batch_labels = labels[start : start + EVAL_BATCH]
+            batch_labels = labels[start : start + batch]
             with autocast():
-                logits = model(normalise(images[start : start + EVAL_BATCH]))
+                logits = model(normalise(images[start : start + batch]))
             nll += F.cross_entropy(logits.float(), batch_labels, reduction="sum").item()
             correct += int((logits.argmax(1) == batch_labels).sum())
     return nll / len(images), correct / len(images)

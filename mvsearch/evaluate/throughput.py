@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
-from mvsearch.evaluate.proxy import autocast_for
+from mvsearch.evaluate.proxy import autocast_for, used_dtype
 
 MAX_DRIFT = 0.02
 MAX_REPEATS = 2
@@ -98,10 +98,7 @@ def _passes(
     """How each model is run over the images, both in the same way, and the conditions that this sets."""
     device = images.device
     autocast = autocast_for(dtype, device)
-    with autocast():
-        lowered = torch.is_autocast_enabled(device.type)
-        used = str(torch.get_autocast_dtype(device.type) if lowered else images.dtype).removeprefix("torch.")
-    conditions: dict[str, Any] = {"dtype": used}
+    conditions: dict[str, Any] = {"dtype": used_dtype(dtype, device)}
 
     def eager(model: nn.Module) -> Pass:
         def run() -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -16,14 +17,10 @@ from mambavision.layout import HybridLayout
 from mambavision.scan import scan_path
 from mvsearch.evaluate import throughput
 from mvsearch.evaluate.gate import DeviceGate
-from mvsearch.evaluate.job import Done, Job, Progress
+from mvsearch.evaluate.job import DeviceBroken, Done, Job, Progress
 from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
-from mvsearch.evaluate.proxy import DeviceData, EpochDone, ProxyResult, train
+from mvsearch.evaluate.proxy import DeviceData, EpochDone, ProxyResult, train, used_dtype
 from mvsearch.record import FAIL, TIME
-
-
-class DeviceBroken(RuntimeError):
-    """The device is in an error state that its process cannot leave; a new process must take its place."""
 
 
 class _OverLimit(Exception):
@@ -92,6 +89,8 @@ class TrainingWorker:
         self._reference_model: torch.nn.Module | None = None
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
+            with contextlib.suppress(RuntimeError):  # it can be set once, before the first parallel work
+                torch.set_num_interop_threads(1)
 
     def run(self, job: Job) -> Iterator[Progress | Done]:
         """Do a job. Whatever the job raises becomes a `Done` with a failure and its reason.
@@ -169,7 +168,7 @@ class TrainingWorker:
             "threads": self.threads,
             "batch_size": self.proxy.batch_size,
             "image_size": self.data.train_images.shape[-1],
-            "dtype": self.proxy.dtype,
+            "dtype": used_dtype(self.proxy.dtype, self.device),
             "train_images": len(self.data.train_images),
             "scan": scan_path(self.device),
             "peak_memory": "of the tensors" if self.device.type == "cuda" else "of the process",

@@ -12,6 +12,13 @@ class PoolError(ValueError):
     """The pool cannot give what was asked of it; the message says what there is."""
 
 
+class PoolFailed(RuntimeError):
+    """No worker is left that could do anything; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}. Everything measured so far is kept; once this is mended, the same command goes on")
+
+
 class Pool(Protocol):
     """Runs jobs on workers, one job a worker at a time.
 
@@ -42,7 +49,11 @@ class Pool(Protocol):
         ...
 
     def events(self, timeout: float) -> Iterator[Event]:
-        """What has happened since the last call; waits at most `timeout` seconds for something to happen."""
+        """What has happened since the last call; waits at most `timeout` seconds for something to happen.
+
+        Raises:
+            PoolFailed: if no worker is left, and none can be started.
+        """
         ...
 
     def now(self) -> float:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from mvsearch.evaluate.job import Event, Job, Started, Worker, WorkerFactory
+from mvsearch.evaluate.job import DeviceBroken, Event, Job, Lost, Started, Worker, WorkerFactory
+from mvsearch.pool import PoolFailed
 
 
 class InlinePool:
@@ -58,7 +59,10 @@ class InlinePool:
             if not self._queue:
                 return
             if self._worker is None:
-                self._worker = self._make_worker("inline", self._device, self._threads, self._data)
+                try:
+                    self._worker = self._make_worker("inline", self._device, self._threads, self._data)
+                except Exception as error:
+                    raise PoolFailed(f"worker inline could not start ({type(error).__name__}: {error})") from error
             job = self._queue.popleft()
             self._current = (job.id, iter(self._worker.run(job)))
             yield Started(job.id, "inline")
@@ -67,6 +71,12 @@ class InlinePool:
                 event = next(self._current[1])
             except StopIteration:
                 self._current = None
+                return
+            except DeviceBroken as error:
+                raise PoolFailed(f"{error}; without --workers 1 a new process would take its place") from None
+            except Exception as error:
+                job_id, self._current, self._worker = self._current[0], None, None
+                yield Lost(job_id, f"worker inline: {type(error).__name__}: {error}")
                 return
             yield event
 

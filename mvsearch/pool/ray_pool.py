@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started, WorkerFactory
-from mvsearch.pool import PoolError
+from mvsearch.pool import PoolError, PoolFailed
 from mvsearch.record import FAIL
 
 PLACE_S = 10.0
 """Seconds after which a worker that has no place in the cluster yet is spoken of."""
+STARTS = 3
+"""How often a worker is started that fails to, before it is given up."""
 HANG_GRACE_S = 5.0
 """Seconds over its limit after which a job is taken to hang and its worker killed; a training looks at its limit by
 itself before each step."""
@@ -50,6 +52,7 @@ class _Slot:
         built: whether it can take jobs.
         job: what it does.
         over_at: when the job is taken to hang.
+        failures: how often in a row it could not be built.
     """
 
     name: str
@@ -61,6 +64,7 @@ class _Slot:
     built: bool = False
     job: Job | None = None
     over_at: float = math.inf
+    failures: int = 0
 
 
 class RayPool:
@@ -108,7 +112,7 @@ class RayPool:
         try:
             ray.init(**options)
         except (OSError, RuntimeError, ValueError, RayError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).partition(". ")[0]
             if address is None:
                 raise PoolError(
                     f"workers: Ray does not start on this machine ({reason}); --workers 1 needs no Ray"
@@ -226,9 +230,7 @@ class RayPool:
         for slot in self._slots:
             if not self._queue:
                 return
-            if slot.actor is None:  # it could not be built; it is tried again for every job
-                self._start(slot)
-            elif slot.built and slot.job is None:
+            if slot.built and slot.job is None:
                 slot.job = self._queue.popleft()
                 slot.waits_for = slot.actor.run.options(num_returns="streaming").remote(slot.job)
                 if slot.job.limit_s is not None:
@@ -245,7 +247,7 @@ class RayPool:
                 event: Progress | Done = self._ray.get(next(slot.waits_for))
             elif slot.node:
                 self._ray.get(slot.waits_for)
-                slot.built, slot.waits_for = True, None
+                slot.built, slot.waits_for, slot.failures = True, None, 0
                 return
             else:
                 slot.node = self._ray.get(slot.waits_for)
@@ -263,11 +265,7 @@ class RayPool:
                     reason = f"worker {slot.name} cannot be reached, its machine may have left the cluster"
                     self._news.append(Lost(job.id, reason, with_node=True))
             elif job is None:
-                self._kill(slot)
-                if self._queue:
-                    self._news.append(
-                        Lost(self._queue.popleft().id, f"worker {slot.name} could not start ({last_line})")
-                    )
+                self._could_not_start(slot, last_line)
             else:
                 self._start(slot)
                 died = isinstance(error, RayActorError)
@@ -277,6 +275,19 @@ class RayPool:
             if isinstance(event, Done):
                 slot.job, slot.waits_for, slot.over_at = None, None, math.inf
             self._news.append(event)
+
+    def _could_not_start(self, slot: _Slot, why: str) -> None:
+        """No job is lost by it; a worker that does not start again and again is given up."""
+        slot.failures += 1
+        if slot.failures < STARTS:
+            self._start(slot)
+            return
+        self._kill(slot)
+        self._slots.remove(slot)
+        reason = f"worker {slot.name} could not start, {STARTS} times ({why})"
+        if not self._slots:
+            raise PoolFailed(reason)
+        self._news.append(Notice(f"{reason}; the search goes on with {len(self._slots)}."))
 
     def _lost_its_node(self, slot: _Slot, error: Exception) -> bool:
         from ray.exceptions import ActorUnavailableError

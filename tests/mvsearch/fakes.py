@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from mambavision.layout import HybridLayout
-from mvsearch.evaluate.job import Done, Job, Progress
+from mvsearch.evaluate.job import DeviceBroken, Done, Job, Progress
 from mvsearch.record import FAIL, TIME
 
 
@@ -55,7 +55,8 @@ class MakeFakeWorker:
     Attributes:
         faults: what goes wrong, by layout key or by ``"*"``: ``"raise"``, ``"die"`` (SIGKILL to its own process),
             ``"die once"`` (the first time; leaves a mark in `marks`), ``"no start"`` (the worker cannot be built),
-            ``"raise late"`` (where a training goes on), ``"break"`` (an exception of the worker's own), ``"hang"``.
+            ``"raise late"`` (where a training goes on), ``"break"`` (an exception of the worker's own),
+            ``"break the device"``, ``"hang"``.
         marks: a folder for marks.
         seconds: how long a job takes.
         log: a file to which a line is appended for each job begun.
@@ -89,9 +90,12 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "break":
             raise RuntimeError("the device takes no more work")
+        if fault == "break the device":
+            raise DeviceBroken("device-side assert")
         if fault == "hang":
             time.sleep(3600)
         where = {"worker": self.name, "device": self.device, "started": started}
+        where["conditions"] = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
         if fault == "raise" or (fault == "raise late" and job.from_epoch):
             yield Done(job.id, job.evaluation(what=FAIL, reason=f"{job.what}: it broke", ended=time.time(), **where))
             return

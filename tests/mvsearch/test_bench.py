@@ -72,6 +72,7 @@ timing: {window_s: 0.001, windows: 1, batch_size: 2}
 """
 
 
+@pytest.mark.slow
 def test_a_table_of_one_device_serves_a_search_on_another(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     table = tmp_path / "table.csv"

@@ -1,15 +1,20 @@
 """The conformance suite: all pools behave alike, and RayPool survives the death of a worker."""
 
+import os
 import time
 
 import pytest
 from fakes import MakeFakeWorker, checkpoint, true_nll, true_ratio
+from faulty import MakeFaultyWorker
+from test_proxy import LAYOUT, settings, stripes
 
 from mambavision.layout import HybridLayout, StageLayout
+from mvsearch.config import TimingConfig
 from mvsearch.evaluate.job import Done, Job, Lost, Progress, Started
-from mvsearch.pool import PoolError, ray_pool
+from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.pool import PoolError, PoolFailed, ray_pool
 from mvsearch.pool.inline import InlinePool
-from mvsearch.pool.ray_pool import RayPool, _gpu_room
+from mvsearch.pool.ray_pool import RayPool, _gpu_room, _plan
 from mvsearch.pool.replay import ReplayPool
 
 
@@ -184,15 +189,28 @@ def test_a_worker_that_dies_breaks_or_hangs_is_replaced(tmp_path, monkeypatch):
         pool.close()
 
 
-def test_a_worker_that_cannot_start_says_why():
-    pool = on_ray(MakeFakeWorker(faults=(("*", "no start"),)))
+@pytest.mark.parametrize("opened", [inline, on_ray])
+def test_workers_that_cannot_start_are_no_fault_of_the_jobs(opened):
+    pool = opened(MakeFakeWorker(faults=(("*", "no start"),)))
     try:
         pool.submit(job(0))
-        (lost,) = [event for event in drain(pool, 1) if isinstance(event, Lost)]
-        assert "could not start" in lost.reason
-        assert "the device is gone" in lost.reason
+        with pytest.raises(PoolFailed, match=r"could not start.*the device is gone"):
+            drain(pool, 1)
     finally:
         pool.close()
+
+
+def test_in_this_process_a_worker_that_breaks_is_replaced_but_a_broken_device_ends_the_search():
+    broken, dead = layout(blocks="AM"), layout(blocks="MM")
+    pool = inline(MakeFakeWorker(faults=((broken.key, "break"), (dead.key, "break the device"))))
+    pool.submit(job(0, layout=broken))
+    (lost,) = [event for event in pool.events(0.0) if isinstance(event, Lost)]
+    assert "RuntimeError: the device takes no more work" in lost.reason
+    pool.submit(job(1))
+    assert isinstance(drain(pool, 1)[-1], Done)
+    pool.submit(job(2, layout=dead))
+    with pytest.raises(PoolFailed, match=r"device-side assert.* without --workers 1"):
+        drain(pool, 1)
 
 
 def test_what_is_not_there_is_refused():
@@ -209,6 +227,68 @@ def test_what_is_not_there_is_refused():
     ]
     with pytest.raises(PoolError, match="no Ray cluster can be reached"):
         RayPool(MakeFakeWorker(), None, address="127.0.0.1:1")
+
+
+def test_workers_divide_the_cores_and_pack_on_gpus():
+    def plan(workers, share, *, local, **there):
+        return _plan(there, there, workers, share, local=local)
+
+    assert plan(None, None, local=True, CPU=8.0) == (8, 1.0, 0.0)
+    assert plan(2, None, local=True, CPU=9.0) == (2, 4.0, 0.0)
+    assert plan(3, None, local=False, CPU=8.0) == (3, 1.0, 0.0)
+    assert plan(None, None, local=True, CPU=8.0, GPU=2.0) == (2, 1.0, 1.0)
+    assert plan(None, 0.0, local=True, CPU=8.0, GPU=2.0) == (8, 1.0, 0.0)
+    # Four on each of eight GPUs, though there are fewer cores than that.
+    assert plan(None, 0.25, local=True, CPU=16.0, GPU=8.0) == (32, 0.5, 0.25)
+    for workers, share, there, message in (
+        (None, None, {"CPU": 0.0}, "no free capacity, 0 of 0 CPUs"),
+        (None, None, {"CPU": 8.0, "GPU": 0.5}, "no free capacity, 0.5 of 0.5 GPUs"),
+        (9, 0.25, {"CPU": 8.0, "GPU": 2.0}, "9 workers with 0.25 GPU each do not fit 2 free of 2 GPUs; 8 would"),
+        (None, 1.5, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: 1.5 is not allowed"),
+    ):
+        with pytest.raises(PoolError, match=message):
+            _plan(there, there, workers, share, local=True)
+
+
+FAULTS = ((1, "once"), (2, "never"), (3, "assert"), (4, "kill"), (5, "kill timing"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["inline", "ray"])
+def test_the_real_worker_survives_its_faults(on):
+    make = MakeFaultyWorker(
+        MakeWorker(settings(epochs=2), TimingConfig(batch_size=8, window_s=0.01, windows=2), LAYOUT), FAULTS
+    )
+    cores = len(os.sched_getaffinity(0))
+    pool = RayPool(make, stripes(), workers=1) if on == "ray" else InlinePool(make, stripes(), threads=cores)
+
+    def run(trial, what="train", **fields):
+        fields = {"to_epoch": 2, "seed": 0} | fields if what == "train" else fields
+        pool.submit(Job(id=trial, what=what, layout=LAYOUT, trial=trial, **fields))
+        return drain(pool, 1)[-1]
+
+    try:
+        fine = run(0).evaluation
+        assert (fine.what, fine.conditions["threads"]) == ("train", cores)
+        halved = run(1).evaluation
+        assert halved.conditions["batch_in_parts"] == 2
+        assert halved.values["images_seen"] == fine.values["images_seen"]
+        assert "in two passes too; the peak was" in run(2).evaluation.reason
+        assert "search.job_minutes" in run(10, limit_s=1e-6).evaluation.reason
+        assert run(11, "time").evaluation.values["ratio"] == pytest.approx(1, rel=0.5)
+        if on == "ray":
+            lost = run(3)
+            assert isinstance(lost, Lost)
+            assert "device-side assert" in lost.reason
+            assert isinstance(run(4), Lost)
+            assert isinstance(run(5, "time"), Lost)
+            # The gate of the one that was killed while it timed is open again.
+            assert run(12).evaluation.values["nll"] == fine.values["nll"]
+        else:
+            with pytest.raises(PoolFailed, match="device-side assert"):
+                run(3)
+    finally:
+        pool.close()
 
 
 @pytest.mark.slow
