@@ -1,6 +1,6 @@
 """What a training on the same device does to a timing, and what the gate makes of it.
 
-python benchmarks/contamination.py [--rounds 10] [--window 0.25] [--windows 5] [--space stagewise] [--device cpu]
+python benchmarks/contamination.py [--rounds 10] [--window 0.15] [--windows 5] [--space stagewise] [--device cpu]
 
 In each round the same layout is timed three times, in turns: alone; beside a training that does not ask the gate;
 beside one that does. The training runs in a process of its own, on all cores, as a search with one worker would.
@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def spread(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--window", type=float, default=0.25)
+    parser.add_argument("--window", type=float, default=0.15)
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--space", default="stagewise")
     parser.add_argument("--device", default="cpu")
@@ -103,6 +104,8 @@ def main() -> None:
             trained[kind] += steps.value - before
             speed[kind].append(found["images_per_second"])
             ratio[kind].append(found["ratio"])
+        times = ", ".join(f"{NAMES[kind]} {speed[kind][-1]:,.0f}" for kind in speed)
+        print(f"round {number + 1}: {times} img/s", file=sys.stderr, flush=True)
     process.terminate()
 
     print(

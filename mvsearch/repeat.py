@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mambavision.layout import HybridLayout
-from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started
+from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started
 from mvsearch.ledger import Ledger, StudyError, driver_lock, repair_tail, write_atomic
 from mvsearch.pool import Pool
 from mvsearch.record import CALIBRATE, CONFIRM, FAIL, TRAIN, Evaluation, TrialRecord
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mvsearch.launch import Where
     from mvsearch.report.data import StudyData
 
-TRIES_FOR_A_LOST_PROCESS = 2
 POLL_S = 0.25
 
 
@@ -121,7 +120,7 @@ class Repeat:
         self._todo = deque(_Training(record, seed) for record in plan.records for seed in plan.seeds)
         self._running: dict[int, _Training] = {}
         self._ids = itertools.count()
-        self._losses: Counter[tuple[str, int, int]] = Counter()
+        self._losses: Counter[tuple[str, int, int, bool]] = Counter()
         self._since: dict[int, tuple[str, float]] = {}
         self._doing: dict[str, str] = {}
         self._busy = 0.0
@@ -250,6 +249,9 @@ class Repeat:
         )
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.view.notice(event.text)
+            return
         training = self._running.get(event.job)
         if training is None or training.job is None:
             return
@@ -268,14 +270,14 @@ class Repeat:
             self.view.update(self.state())
         elif isinstance(event, Lost):
             self._idle(event.job)
-            tries = (record.key, training.seed, job.to_epoch)
-            self._losses[tries] += 1
-            if self._losses[tries] < TRIES_FOR_A_LOST_PROCESS:
+            which = (record.key, training.seed, job.to_epoch, event.with_node)
+            self._losses[which] += 1
+            if self._losses[which] < event.tries:
                 self.view.notice(f"Trial {record.number}: {event.reason}; trying once more.")
                 training.job = dataclasses.replace(job, id=next(self._ids))
                 self._todo.appendleft(training)
             else:
-                reason = f"{job.what}: {event.reason}, {TRIES_FOR_A_LOST_PROCESS} times"
+                reason = f"{job.what}: {event.reason}, {event.tries} times"
                 self._fail(record, job.evaluation(what=FAIL, reason=reason))
         elif isinstance(event, Done):
             self._idle(event.job)

@@ -55,8 +55,6 @@ from mvsearch.timings import RecordedTiming
 from mvsearch.view import LaunchState, View
 
 MAX_REFUSALS = 50
-TRIES_FOR_A_LOST_PROCESS = 2
-TRIES_FOR_A_LOST_MACHINE = 10
 POLL_S = 0.25
 
 NSGA2_POPULATION = 12
@@ -566,15 +564,13 @@ class Search:
         elif isinstance(event, Lost):
             self._idle(event.job)
             del active.jobs[event.job], self._owner[event.job]
-            # That a machine went away is no fault of the layout's, unless it is so wherever the layout goes.
-            tries = TRIES_FOR_A_LOST_MACHINE if event.with_node else TRIES_FOR_A_LOST_PROCESS
             which = (active.layout.key, job.what, job.seed, job.to_epoch, event.with_node)
             self._losses[which] += 1
-            if self._losses[which] < tries:
+            if self._losses[which] < event.tries:
                 self.view.notice(f"Trial {job.trial}: {event.reason}; trying once more.")
                 self._queue(active, dataclasses.replace(job, id=next(self._job_ids)))
             else:
-                reason = f"{job.what}: {event.reason}, {tries} times"
+                reason = f"{job.what}: {event.reason}, {event.tries} times"
                 self._fail(active, job.evaluation(what=FAIL, reason=reason, ended=time.time()))
         elif isinstance(event, Done):
             self._idle(event.job)

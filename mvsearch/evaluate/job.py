@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from mambavision.layout import HybridLayout
 from mvsearch.record import SEARCH, Evaluation
 
+TRIES_FOR_A_LOST_PROCESS = 2
+TRIES_FOR_A_LOST_MACHINE = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -113,6 +116,11 @@ class Lost:
     job: int
     reason: str
     with_node: bool = False
+
+    @property
+    def tries(self) -> int:
+        """How often a job may be lost like this before its layout has failed."""
+        return TRIES_FOR_A_LOST_MACHINE if self.with_node else TRIES_FOR_A_LOST_PROCESS
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def test_the_pool_closes_while_jobs_run(open_pool):
     pool = open_pool(MakeFakeWorker(seconds=0.5))
     for number in range(3):
         pool.submit(job(number))
-    next(iter(pool.events(1.0)))
+    next(iter(pool.events(60.0)))
     pool.close()
 
 

@@ -120,17 +120,57 @@ def test_augmentation_moves_images_and_invents_nothing(kind):
     assert has_mirror == (kind == "shift_flip")
 
 
-def test_throughput_is_relative_to_the_reference_and_slower_models_are_slower():
-    wide = LAYOUT.override(dim=[32, 64])
-    cpu = torch.device("cpu")
-    models = {name: throughput.timed_model(one, 2, 1, cpu) for name, one in (("a", LAYOUT), ("b", wide))}
+class Clock:
+    """Seconds that pass only while a model runs."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(throughput.time, "perf_counter", lambda: self.now)
+
+    def model(self, seconds):
+        clock = self
+
+        class Costly(torch.nn.Module):
+            def forward(self, images):
+                clock.now += seconds() if callable(seconds) else seconds
+                return images
+
+        return Costly()
+
+
+def test_throughput_is_relative_to_the_reference_beside_it(monkeypatch):
+    clock = Clock(monkeypatch)
     images = torch.rand(32, 1, 16, 16)
-    found, conditions = throughput.measure(models["b"], models["a"], images, window_s=0.02, windows=3)
+    found, conditions = throughput.measure(clock.model(0.04), clock.model(0.01), images, window_s=0.2, windows=3)
     assert conditions == {"dtype": "float32"}
-    assert len(found["windows"]) == 3
-    assert len(found["reference_windows"]) == 4
-    assert found["ratio"] < 0.8, "four times the work is slower on any machine"
-    assert found["images_per_second"] == sorted(found["windows"])[1]
+    assert found["images_per_second"] == pytest.approx(32 / 0.04)
+    assert found["windows"] == pytest.approx([32 / 0.04] * 3)
+    assert found["reference_windows"] == pytest.approx([32 / 0.01] * 4)
+    assert found["ratio"] == pytest.approx(1 / 4)
+    assert (found["iqr"], found["drift"], found["repeats"]) == pytest.approx((0, 0, 0))
+
+
+def test_a_machine_that_slows_down_leaves_the_ratio_and_is_measured_again(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def slower(seconds):  # by half within the first five seconds, then steady
+        return lambda: seconds * (1 + min(clock.now, 5) / 10)
+
+    model, reference = clock.model(slower(0.04)), clock.model(slower(0.01))
+    found, _ = throughput.measure(model, reference, torch.rand(32, 1, 16, 16), window_s=0.5, windows=5)
+    assert found["repeats"] == 1
+    assert abs(found["drift"]) < throughput.MAX_DRIFT
+    assert found["ratio"] == pytest.approx(1 / 4, rel=0.02)
+
+    def ever_slower():
+        return 0.01 * (1 + clock.now / 10)
+
+    found, _ = throughput.measure(
+        clock.model(ever_slower), clock.model(ever_slower), torch.rand(32, 1, 16, 16), window_s=0.5, windows=5
+    )
+    assert found["repeats"] == throughput.MAX_REPEATS
+    assert found["drift"] < -throughput.MAX_DRIFT
+    assert found["ratio"] == pytest.approx(1, rel=0.02)
 
 
 def test_the_worker_turns_jobs_into_ledger_lines_and_faults_into_reasons():
@@ -203,7 +243,7 @@ def test_a_batch_that_does_not_fit_in_two_either_fails_with_the_peak(monkeypatch
     assert sizes == [[16], [8, 8]]
     assert failed.evaluation.what == "fail"
     assert "out of memory, each batch of 16 in two passes too; the peak was " in failed.evaluation.reason
-    assert " MiB (CUDA out of memory" in failed.evaluation.reason
+    assert "iB (CUDA out of memory" in failed.evaluation.reason
 
 
 def test_a_timing_that_does_not_fit_fails_with_the_peak(monkeypatch):

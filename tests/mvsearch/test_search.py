@@ -13,6 +13,7 @@ import pytest
 from fakes import MakeFakeWorker, true_ratio
 
 from mvsearch.config import load_config
+from mvsearch.evaluate.job import Lost, Notice
 from mvsearch.ledger import StudyError, read_evaluations, repair_tail
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
@@ -228,6 +229,50 @@ def test_weights_of_a_layout_that_waits_for_a_seed_are_kept_over_a_resume(tmp_pa
     again.run()
     kept = {path.stem for path in again.folder.weights.iterdir()}
     assert {record.key for record in again.state().front} == kept
+
+
+class Losing(InlinePool):
+    """Loses so many jobs of one layout, with the machine they ran on or without."""
+
+    def __init__(self, key, times, with_node):
+        super().__init__(MakeFakeWorker(), None)
+        self.key, self.times, self.with_node = key, times, with_node
+        self.lost = []
+
+    def submit(self, job):
+        if job.layout.key == self.key and job.what == "train" and self.times:
+            self.times -= 1
+            self.lost.append(job.id)
+        else:
+            super().submit(job)
+
+    def idle(self):
+        return 0 if self.lost else super().idle()
+
+    def events(self, timeout):
+        if self.lost:
+            yield Notice("a machine went away")
+            yield Lost(self.lost.pop(), "it is gone", with_node=self.with_node)
+        yield from super().events(timeout)
+
+
+@pytest.mark.parametrize(
+    ("times", "with_node", "state"), [(1, False, COMPLETE), (2, False, FAILED), (9, True, COMPLETE), (10, True, FAILED)]
+)
+def test_a_lost_machine_is_no_fault_of_the_layouts_but_not_for_ever(tmp_path, times, with_node, state):
+    said = []
+    view = View()
+    view.notice = said.append
+    plain = search_in(tmp_path, "search.trials=6")
+    key = plain.space.baselines()["last half"].key
+    pool = Losing(key, times, with_node)
+    search = search_in(tmp_path, "search.trials=6", pool=pool, view=view, brief=True)
+    search.run()
+    record = next(record for record in search.records() if record.key == key)
+    assert record.state == state
+    assert said.count("a machine went away") == times
+    if state == FAILED:
+        assert record.reason == f"train: it is gone, {times} times"
 
 
 class StopAfter(View):
