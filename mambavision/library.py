@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -310,6 +310,7 @@ def save_entry(
     config: Mapping[str, Any],
     card: str,
     overwrite: bool = False,
+    complete: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write an entry, whole or not at all.
 
@@ -324,6 +325,7 @@ def save_entry(
             ``crop_pct`` and ``crop_mode`` are timm's (default bicubic, 1.0, center).
         card: text of card.md.
         overwrite: replace an entry of that name.
+        complete: called with the folder before it gets its name, to add files; if it raises, nothing is written.
 
     Returns:
         The entry's folder.
@@ -365,6 +367,8 @@ def save_entry(
         (new / "card.md").write_text(card, encoding="utf-8")
         # Not save_file, whose files only their owner may read.
         (new / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+        if complete is not None:
+            complete(new)
         if overwrite and folder.exists():
             os.rename(folder, Path(scratch) / "old")
         try:

@@ -69,7 +69,7 @@ def export_onnx(
         ExportError: packages of the extra ``onnx`` are missing, an argument is not allowed, the model cannot be
             exported, the file cannot be written, or it computes something else than the model.
     """
-    _import("onnx", "onnxscript", *(("onnxruntime",) if verify else ()))
+    check_packages(verify=verify)
     import torch
 
     inner = _check_model(model)
@@ -123,6 +123,15 @@ def export_onnx(
         except OSError as error:
             raise ExportError(f"path: {str(path)!r} cannot be written ({error})") from None
     return path
+
+
+def check_packages(*, verify: bool = True) -> None:
+    """See that what an export needs is installed, before anything else is done.
+
+    Raises:
+        ExportError: names the package that is missing.
+    """
+    _import("onnx", "onnxscript", *(("onnxruntime",) if verify else ()))
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -37,7 +37,7 @@ class _Verbs(TyperGroup):
                 else f"cannot go on: {error}"
             )
             kept = code > 2 or isinstance(error, OSError)
-        if kept and sys.argv[1:2] in (["launch"], ["calibrate"], ["confirm"]):
+        if kept and sys.argv[1:2] in (["launch"], ["calibrate"], ["confirm"], ["export"]):
             typer.echo(f"To go on: mvsearch {shlex.join(sys.argv[1:])}", err=True)
         raise typer.Exit(code)
 
@@ -442,16 +442,39 @@ def export(
     pick: Annotated[str, typer.Option(metavar="WHICH", help="knee, fastest, most-accurate, all, or a key.")] = "knee",
     name: Annotated[str | None, typer.Option(help="Name of the entry; default study and key.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an entry of the same name.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="searched or confirmed; default confirmed where there are.")
+    ] = None,
+    retrain: Annotated[
+        int | None, typer.Option(metavar="EPOCHS", help="Train the layout anew for so long, and export that.")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Export although the calibration is red.")] = False,
     studies: Studies = Path("studies"),
 ) -> None:
     """Write layouts of the front, with weights and card, into the model library."""
+    from mvsearch import terminal
     from mvsearch.export import export as run
     from mvsearch.study import find_study, load_study
 
     folder = find_study(study, studies)
-    exported = run(folder, load_study(folder), pick, name=name, overwrite=overwrite)
+    loaded = load_study(folder)
+    exported = run(
+        folder,
+        loaded,
+        pick,
+        name=name,
+        overwrite=overwrite,
+        force=force,
+        kind=weights,
+        retrain_epochs=retrain,
+        onnx=onnx,
+    )
     for entry in exported:
         typer.echo(f"Written: {entry.folder}")
+        typer.echo(f"  {terminal.weights_words(entry.weights)}")
+    if not loaded.confirmation:
+        typer.echo(f"Not confirmed yet: mvsearch confirm {loaded.name} trains the front again, on the test split too.")
     typer.echo(f'Next: mambavision.create_model("{exported[0].name}", pretrained=True)')
 
 

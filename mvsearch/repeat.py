@@ -437,7 +437,7 @@ def repeat(
         plan = make_plan(study)
         confirming = plan.purpose == CONFIRM
         data = load_study_data(config, test=confirming)
-        _same_data(study, data.fingerprint)
+        same_data(study, data.fingerprint)
         space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
         pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference(), test=confirming), data, where)
         try:
@@ -449,7 +449,12 @@ def repeat(
         return write_results(folder), outcome
 
 
-def _same_data(study: StudyData, fingerprint: str) -> None:
+def same_data(study: StudyData, fingerprint: str) -> None:
+    """Refuse data that are not those a study was started with.
+
+    Raises:
+        StudyError: naming both fingerprints.
+    """
     before = study.environment["data"]["fingerprint"]
     if before != fingerprint:
         raise StudyError(

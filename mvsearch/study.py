@@ -69,6 +69,11 @@ class StudyFolder:
         return self.path / "confirmed"
 
     @property
+    def retrained(self) -> Path:
+        """Trainings of `mvsearch export --retrain`, a folder each."""
+        return self.path / "retrained"
+
+    @property
     def checkpoints(self) -> Path:
         """Trainings of layouts that wait between rungs."""
         return self.path / "checkpoints"

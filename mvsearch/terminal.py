@@ -25,6 +25,7 @@ from mvsearch.view import LaunchState, View
 
 if TYPE_CHECKING:
     from mvsearch.bench import BenchRow
+    from mvsearch.export import Weights
     from mvsearch.launch import DryRun
     from mvsearch.repeat import Plan, RepeatOutcome
     from mvsearch.report.data import StudyData
@@ -495,3 +496,17 @@ def print_bench(out: Console, rows: list[BenchRow], conditions: Mapping[str, Any
             style="dim",
         )
     )
+
+
+def weights_words(weights: Weights) -> str:
+    """What exported weights are and what they reach, in a line."""
+    which = {
+        "searched": f"the search's weights after {plural(weights.epochs, 'epoch')}",
+        "confirmed": f"weights of a fresh seed after {plural(weights.epochs, 'epoch')}",
+        "retrained": f"trained anew for {plural(weights.epochs, 'epoch')}",
+    }[weights.kind]
+    tested = (
+        f", test {percent(weights.test_top1, 2)} of {weights.test_images:,}" if weights.test_top1 is not None else ""
+    )
+    images = f" of {weights.val_images:,}" if weights.val_images else ""
+    return f"{which}: top-1 {percent(weights.val_top1, 2)}{images} validation images{tested}"

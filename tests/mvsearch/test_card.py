@@ -10,7 +10,7 @@ from pictures import draw
 from mambavision.layout import HybridLayout
 from mambavision.library import save_entry
 from mambavision.model import MambaVision
-from mvsearch.export import _config, card
+from mvsearch.export import card, entry_config, searched_weights
 from mvsearch.study import find_study, load_study
 
 STUDIES = Path(__file__).parents[2] / "studies" / "reference"
@@ -20,7 +20,8 @@ def test_the_lines_of_a_real_card_train_the_entry_further(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     study = load_study(find_study("fashion_mnist", STUDIES))
     record = min(study.front, key=lambda record: record.params)
-    text = card(study, record, "found")
+    kept = searched_weights(record, b"")
+    text = card(study, record, "found", kept)
     assert "`mambavision train found --data PATH --epochs 20`" in text
     layout = HybridLayout.from_dict(record.layout)
     channels = study.environment["data"]["channels"]
@@ -31,7 +32,7 @@ def test_the_lines_of_a_real_card_train_the_entry_further(tmp_path, monkeypatch)
         weights,
         num_classes=study.classes,
         in_chans=channels,
-        config=_config(study, record),
+        config=entry_config(study, record, kept),
         card=text,
     )
     section = text.partition("## Train further")[2]
