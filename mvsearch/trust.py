@@ -536,28 +536,32 @@ def _gains(
 # -- what both read --------------------------------------------------------------------------------------------------
 
 
-def study_noise(study: StudyData) -> SeedNoise | None:
+def study_noise(study: StudyData, measure: str | None = None) -> SeedNoise | None:
     """Noise between seeds of a full proxy training on the validation split, from all repeated trainings of a study.
 
     Seeds of the search, of `calibrate` and of `confirm` are pooled within each and never across: what the search has
     chosen by is not a fair draw.
+
+    Args:
+        study: what was measured.
+        measure: ``"nll"`` or ``"top1"``; None: the study's.
     """
-    return seed_noise(row for block in _repeated(study) for row in block)
+    return seed_noise(row for block in _repeated(study, measure) for row in block)
 
 
-def study_difference_noise(study: StudyData) -> SeedNoise | None:
+def study_difference_noise(study: StudyData, measure: str | None = None) -> SeedNoise | None:
     """The same for differences between layouts trained with the same seeds, see `front.difference_noise`."""
-    return difference_noise(_repeated(study))
+    return difference_noise(_repeated(study, measure))
 
 
-def _repeated(study: StudyData) -> list[list[tuple[float, ...]]]:
+def _repeated(study: StudyData, measure: str | None = None) -> list[list[tuple[float, ...]]]:
     """Qualities of full proxy trainings: a table of layouts by seeds for each purpose, of layouts with every seed."""
     epochs = study.setting("proxy", "epochs")
     found: dict[str, dict[str, dict[int, float]]] = {}
     for line in study.evaluations:
         if line.what == TRAIN and line.to_epoch == epochs and line.seed is not None:
             of = found.setdefault(line.purpose, {}).setdefault(line.key, {})
-            of[line.seed] = _quality(line, study.measure)
+            of[line.seed] = _quality(line, measure or study.measure)
     tables = []
     for layouts in found.values():
         most = max(len(of) for of in layouts.values())

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambavision.layout import LETTERS
-from mvsearch.front import PICKS, Point, SeedNoise, Standing, complete_records, front_records, pick, point_of, standings
+from mvsearch.front import (
+    PICKS,
+    Point,
+    SeedNoise,
+    Standing,
+    complete_records,
+    difference_noise,
+    front_records,
+    pick,
+    point_of,
+    standings,
+)
 from mvsearch.ledger import write_atomic
 from mvsearch.record import FAILED, PARTIAL, TIME, WAITING, Evaluation, TrialRecord
 from mvsearch.trust import Calibration, Confirmation, calibration, confirmation, study_difference_noise, study_noise
@@ -209,6 +220,65 @@ class Gain:
     baseline: TrialRecord
     better: TrialRecord
     faster: TrialRecord
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One layout minus another in quality, with half of a 95 % interval where seeds allow one.
+
+    Attributes:
+        nll: difference in NLL, nats; negative is better.
+        nll_half: half of its interval; None where no layout was trained twice.
+        top1: difference in top-1, 0 to 1; positive is better.
+        top1_half: half of its interval.
+        seeds: fresh trainings of each on the test split, where both were confirmed; None: as the search measured it.
+    """
+
+    nll: float
+    nll_half: float | None
+    top1: float
+    top1_half: float | None
+    seeds: int | None = None
+
+    def clear(self, measure: str) -> bool | None:
+        """Whether the interval of a measure leaves out nought; None without an interval."""
+        value, half = (self.top1, self.top1_half) if measure == "top1" else (self.nll, self.nll_half)
+        return None if half is None else abs(value) > half
+
+
+def difference(study: StudyData, record: TrialRecord, other: TrialRecord) -> Difference | None:
+    """Compare two layouts: by fresh seeds on the test split where both were confirmed, else as the search measured.
+
+    The noise is that of differences between layouts of the same seeds, pooled (`front.difference_noise`); intervals are
+    Student's t at 95 %.
+    """
+    confirmed = study.confirmation
+    mine = confirmed.of(record.key) if confirmed else None
+    theirs = confirmed.of(other.key) if confirmed else None
+    if confirmed and mine and theirs:
+        n = confirmed.seeds
+        noises = [difference_noise([[one.test.qualities(m) for one in confirmed.layouts]]) for m in ("nll", "top1")]
+        halves = [_half(noise, n, n) for noise in noises]
+        nll, top1 = mine.test.nll - theirs.test.nll, mine.test.top1 - theirs.test.top1
+        return Difference(nll, halves[0], top1, halves[1], seeds=n)
+    if record.nll is None or other.nll is None or record.top1 is None or other.top1 is None:
+        return None
+    halves = [_half(study_difference_noise(study, m), len(record.seeds), len(other.seeds)) for m in ("nll", "top1")]
+    return Difference(record.nll - other.nll, halves[0], record.top1 - other.top1, halves[1])
+
+
+def _half(noise: SeedNoise | None, first: int, second: int) -> float | None:
+    from scipy.special import stdtrit
+
+    if noise is None or not first or not second:
+        return None
+    return float(stdtrit(noise.df, 0.975)) * noise.sd * math.sqrt(1 / first + 1 / second)
+
+
+def named_baseline(study: StudyData) -> TrialRecord | None:
+    """The hand-made layout that others are measured by: the reference ("last half"), else the best one."""
+    reference = next((r for r in study.baselines if r.key == study.reference_key), None)
+    return reference or max(study.baselines, key=lambda r: r.quality(study.measure) or -math.inf, default=None)
 
 
 def gains(study: StudyData) -> list[Gain]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
-from mvsearch.front import hypervolume_history
+from mvsearch.front import DOMINATED, hypervolume_history, quality_se
 from mvsearch.record import TrialRecord
 from mvsearch.report.data import StudyData, device_hours, picks
 from mvsearch.report.insight import (
@@ -29,6 +29,7 @@ from mvsearch.report.insight import (
 )
 from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
 from mvsearch.strip import hover_strip
+from mvsearch.trust import Calibration, Confirmation, study_noise
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -43,7 +44,7 @@ def figures(study: StudyData) -> dict[str, Figure]:
 
     ``front`` (top-1 on the axis), ``front_nll``, ``ratio`` (one row a stage and factor: quality at matched parameters,
     quality at matched throughput, throughput at matched parameters), `ratio_name` of each part of it, and
-    ``hypervolume``. Those that a study has no data for are left out.
+    ``hypervolume``, ``calibration``, ``confirmation``. Those that a study has no data for are left out.
     """
     insight = Insight(study)
     made = page_figures(study, insight)
@@ -62,6 +63,10 @@ def page_figures(study: StudyData, insight: Insight) -> dict[str, Figure]:
     for one in insight.comparisons:
         made[ratio_name(one)] = ratio_figure(study, [one])
     made["hypervolume"] = hypervolume_figure(study)
+    if study.calibration and study.calibration.verdict:
+        made["calibration"] = calibration_figure(study.calibration)
+    if study.confirmation and study.confirmation.layouts:
+        made["confirmation"] = confirmation_figure(study, study.confirmation)
     return made
 
 
@@ -115,6 +120,7 @@ def front_figure(study: StudyData, axis: str) -> Figure:
     front = study.front
     members = {record.key for record in front}
     rest = [r for r in study.complete if r.key not in members and not r.baseline]
+    noise = study_noise(study, axis)
     figure = go.Figure(layout=_layout(front_title(study), height=540))
     # Two lines, because a title that stands alone cannot wrap.
     title = html.escape(front_title(study)).replace("; on a CPU", ";<br>on a CPU")
@@ -124,13 +130,13 @@ def front_figure(study: StudyData, axis: str) -> Figure:
         return record.nll if axis == "nll" else None if record.top1 is None else 100 * record.top1
 
     def markers(records: Sequence[TrialRecord], name: str, marker: dict[str, Any], bars: str) -> None:
-        errors = [record.nll_se if axis == "nll" else 100 * (record.top1_se or 0) for record in records]
+        errors = [(1 if axis == "nll" else 100) * (quality_se(record, axis, noise) or 0) for record in records]
         thin = {"thickness": 1, "width": 0, "color": bars}
         figure.add_scatter(
             x=[record.ratio for record in records],
             y=[y(record) for record in records],
             error_x={"type": "data", "array": [(r.ratio or 0) * (r.ratio_iqr or 0) / 2 for r in records], **thin},
-            error_y={"type": "data", "array": errors, "visible": study.seeds > 1, **thin},
+            error_y={"type": "data", "array": errors, "visible": any(errors), **thin},
             mode="markers",
             marker=marker,
             name=name,
@@ -138,12 +144,19 @@ def front_figure(study: StudyData, axis: str) -> Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
 
+    def dominated(record: TrialRecord) -> bool:
+        judged = study.standings.get(record.key)
+        return judged is None or judged.verdict == DOMINATED
+
     # Bars of a thousand dominated layouts would hide the front; theirs stay in the hover.
     figure.add_scatter(
         x=[record.ratio for record in rest],
         y=[y(record) for record in rest],
         mode="markers",
-        marker={"color": PALE, "size": 7},
+        marker={
+            "color": [PALE if dominated(record) else "rgba(0,114,178,0.55)" for record in rest],
+            "size": 7,
+        },
         name="dominated",
         hovertext=[hover(record) for record in rest],
         hovertemplate="%{hovertext}<extra></extra>",
@@ -255,6 +268,107 @@ def hypervolume_figure(study: StudyData) -> Figure:
         title_text="Hypervolume<br>(× the hand-made layouts’)" if relative else f"Hypervolume ({unit})",
         rangemode="tozero",
     )
+    return figure
+
+
+def calibration_figure(found: Calibration) -> Figure:
+    """Quality after long training against the proxy's, one dot a layout."""
+    import plotly.graph_objects as go
+
+    def shown(quality: float) -> float:
+        return 100 * quality if found.measure == "top1" else -quality
+
+    figure = go.Figure(layout=_layout("Long training against the proxy", height=380))
+    for name, some, marker in (
+        ("searched", [one for one in found.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
+        (
+            "hand-made",
+            [one for one in found.layouts if one.baseline],
+            {"color": TEXT, "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
+        ),
+    ):
+        spread = [statistics.stdev(one.longs) if len(one.longs) > 1 else 0.0 for one in some]
+        scale = 100 if found.measure == "top1" else 1
+        figure.add_scatter(
+            x=[shown(one.proxy) for one in some],
+            y=[shown(one.long) for one in some],
+            error_y={"type": "data", "array": [scale * s for s in spread], "thickness": 1, "width": 0, "color": GREY},
+            mode="markers",
+            marker=marker,
+            name=name,
+            hovertext=[
+                f"<b>Trial {one.number}{f' · {html.escape(one.baseline)}' if one.baseline else ''}</b><br>"
+                f"{hover_strip(one.layout)}<br>proxy {shown(one.proxy):.3f}, long {shown(one.long):.3f}"
+                for one in some
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    unit = "top-1 (%)" if found.measure == "top1" else "NLL (nats)"
+    reverse = {"autorange": "reversed"} if found.measure == "nll" else {}
+    figure.update_xaxes(title_text=f"Validation {unit} after {found.epochs} epochs (better →)", **reverse)
+    figure.update_yaxes(title_text=f"{unit[0].upper()}{unit[1:]} after {found.long_epochs} epochs", **reverse)
+    return figure
+
+
+def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
+    """Test top-1 of fresh seeds against throughput, with what the search had measured beside it."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(layout=_layout("The front confirmed on the test split", height=420))
+    own = [one for one in found.layouts if one.on_front]
+    figure.add_scatter(
+        x=[one.record.ratio for one in own],
+        y=[100 * (one.record.top1 or 0) for one in own],
+        mode="markers",
+        marker={"color": GREY, "size": 8, "symbol": "square-open"},
+        name="observed in the search",
+        hovertext=[f"trial {one.record.number}: observed {100 * (one.record.top1 or 0):.1f} %" for one in own],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    hand_made = [one for one in found.layouts if one.record.baseline]
+    hollow = {"color": TEXT, "size": 14, "symbol": "circle-open", "line": {"width": 1.5}}
+    for name, some, marker in (
+        ("front", own, {"color": ACCENT, "size": 10}),
+        ("hand-made", hand_made, hollow),
+    ):
+        figure.add_scatter(
+            x=[one.record.ratio for one in some],
+            y=[100 * one.test.top1 for one in some],
+            error_y={
+                "type": "data",
+                "array": [100 * (one.test.top1_sd or 0) for one in some],
+                "thickness": 1,
+                "width": 0,
+                "color": ACCENT if name == "front" else TEXT,
+            },
+            mode="markers",
+            marker=marker,
+            name=name,
+            hovertext=[
+                f"{hover(one.record)}<br>test top-1 {100 * one.test.top1:.2f} %, n = {found.seeds}" for one in some
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    for one in hand_made:
+        figure.add_annotation(
+            x=_log10(one.record.ratio or 1),
+            y=100 * one.test.top1,
+            text=html.escape(one.record.baseline or ""),
+            showarrow=False,
+            yshift=16,
+            font={"size": 12},
+        )
+    ratios = [one.record.ratio for one in found.layouts if one.record.ratio]
+    left, right = _stretched(min(ratios), max(ratios))
+    ticks, labels = _ratio_ticks(left, right, None)
+    figure.update_xaxes(
+        type="log",
+        range=[_log10(left), _log10(right)],
+        tickvals=ticks,
+        ticktext=labels,
+        title_text="Throughput: × the reference (log scale)",
+    )
+    figure.update_yaxes(title_text="Top-1 (%)")
     return figure
 
 

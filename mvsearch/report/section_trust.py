@@ -1,0 +1,171 @@
+"""Trust: calibration, confirmation, and which layouts cannot be told apart."""
+
+from __future__ import annotations
+
+import html
+
+from mvsearch.front import DOMINATED, ON_FRONT, UNDECIDED, families
+from mvsearch.report.data import StudyData
+from mvsearch.report.parts import nll_words, plot, table
+from mvsearch.report.sentences import calibration_words, confirmation_words
+from mvsearch.report.words import factor, fixed, percent, plural, scaled, with_error
+from mvsearch.strip import html_strip
+from mvsearch.trust import Calibration, Confirmation, Hypervolumes
+
+_STANDINGS = {
+    ON_FRONT: "on the front beyond noise",
+    UNDECIDED: "cannot be told apart from a faster one",
+    DOMINATED: "worse than a faster one",
+}
+
+
+_ON_FRONT = '<span class="tag on">front</span>'
+
+
+def trust_section(study: StudyData) -> str:
+    """Calibration and confirmation, where they are; else what they would say and how to get them."""
+    if not study.complete:
+        return ""
+    name = html.escape(study.name)
+    calibration, confirmation = study.calibration, study.confirmation
+    parts = ['<h2 id="trust">Calibrated and confirmed?</h2>']
+    if calibration is None:
+        parts.append(
+            "<p><b>Not calibrated.</b> Whether the short trainings rank layouts as long ones do has not been measured: "
+            f"<code>mvsearch calibrate {name}</code> trains some layouts longer and says.</p>"
+        )
+    else:
+        parts.append(_calibration(study, calibration))
+    if confirmation is None:
+        parts.append(
+            "<p><b>Not confirmed.</b> The front is known only by the values it was chosen by: "
+            f"<code>mvsearch confirm {name}</code> trains it again with fresh seeds and looks at the test split.</p>"
+        )
+    else:
+        parts.append(_confirmation(study, confirmation))
+    parts.append(_indistinguishable(study))
+    return "".join(parts)
+
+
+def _calibration(study: StudyData, found: Calibration) -> str:
+    title = f"Calibration: {found.verdict}" if found.verdict else "Calibration says nothing yet"
+    said = " ".join(html.escape(sentence) for sentence in calibration_words(found))
+    text = f'<p><b class="{found.verdict or ""}">{title}.</b> {said}</p>'
+    if found.verdict is None:
+        return text
+    caption = (
+        f"Each dot a layout: quality after {found.epochs} epochs in the search, and after {found.long_epochs} "
+        f"(mean of {plural(found.seeds, 'seed')}, bars one standard deviation). Hollow: hand-made. "
+        f"n = {len(found.layouts)}. The verdict is green where the lower end of tau’s interval is at least 0.4, amber "
+        "from 0.2; on red, export refuses."
+    )
+    return text + plot("calibration", caption, "Long training against the proxy")
+
+
+def _confirmation(study: StudyData, found: Confirmation) -> str:
+    if not found.layouts:
+        return "<p><b>Confirmation has begun</b>, and no layout has been trained with every seed yet.</p>"
+    said = " ".join(html.escape(sentence) for sentence in confirmation_words(found))
+    parts = [f"<p><b>Confirmed.</b> {said}</p>"]
+    if found.hypervolume:
+        rows = [_volume_row("front", found.hypervolume)]
+        if found.baselines_hypervolume:
+            rows.append(_volume_row("hand-made layouts", found.baselines_hypervolume))
+        heads = [
+            ("Hypervolume of", False),
+            ("Observed in the search", True),
+            ("Fresh seeds, validation", True),
+            ("Fresh seeds, test", True),
+            ("Observed above confirmed", True),
+        ]
+        parts.append(
+            table("Observed and confirmed hypervolume", heads, rows)
+            + '<p class="note">Observed less confirmed on the same split is the optimism of choosing the best of '
+            "many; the "
+            "rest is how the two splits differ.</p>"
+        )
+    rows = []
+    for one in found.layouts:
+        record, tags = one.record, []
+        if one.on_front:
+            tags.append('<span class="tag on">front</span>')
+        if record.baseline:
+            tags.append(f'<span class="tag">{html.escape(record.baseline)}</span>')
+        sd = one.test.top1_sd
+        test = f"{100 * one.test.top1:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") + " %"
+        judged = _STANDINGS[one.standing.verdict] if one.standing else ""
+        rows.append(
+            f'<tr><td class="n">{record.number}</td><td>{html_strip(record.layout, numbers=False)}</td><td>'
+            f'{" ".join(tags)}</td><td class="n">{factor(record.ratio)}</td><td class="n">{percent(record.top1)}</td>'
+            f'<td class="n">{percent(one.val.top1)}</td><td class="n">{test}</td><td '
+            f'class="n">{fixed(one.test.nll)}</td>'
+            f"<td>{judged}</td></tr>"
+        )
+    heads = [
+        ("Trial", True),
+        ("Layout", False),
+        ("Kind", False),
+        ("Speed", True),
+        ("Search, validation top-1", True),
+        ("Fresh, validation top-1", True),
+        (f"Test top-1 ± sd (n = {found.seeds})", True),
+        ("Test NLL", True),
+        ("On the test split", False),
+    ]
+    caption = (
+        f"Filled: the mean of {plural(found.seeds, 'fresh seed')} on the test split, bars one standard deviation "
+        "between "
+        "seeds; open squares: what the search had measured on the validation split. Hollow circles: hand-made."
+    )
+    parts.append(plot("confirmation", caption, "The front confirmed on the test split"))
+    parts.append(f"<details><summary>Confirmed layouts in numbers</summary>{table('Confirmed', heads, rows)}</details>")
+    return "".join(parts)
+
+
+def _volume_row(name: str, volumes: Hypervolumes) -> str:
+    cells = "".join(f'<td class="n">{fixed(v)}</td>' for v in (volumes.observed, volumes.val, volumes.test))
+    return f'<tr><td>{name}</td>{cells}<td class="n">{percent(volumes.optimism)}</td></tr>'
+
+
+def _indistinguishable(study: StudyData) -> str:
+    """The front with what noise cannot tell from it, layouts of equal cost as one row."""
+    judged = study.standings
+    if not judged:
+        return (
+            "<p><b>Which layouts cannot be told apart from the front</b> is not known: no layout was trained with "
+            "two seeds, "
+            "so there is no noise to judge by.</p>"
+        )
+    members = {record.key for record in study.front}
+    kept = [record for record in study.complete if judged[record.key].verdict != DOMINATED]
+    rows = []
+    groups = sorted(families(kept, study.measure), key=lambda f: f.members[0].ratio or 0.0)
+    for family in groups:
+        best, others = family.members[0], family.members[1:]
+        on = sum(record.key in members for record in family.members)
+        orders = f"{plural(len(others), 'other order')}" if others else ""
+        rows.append(
+            f'<tr><td class="n">{best.number}</td><td>{html_strip(best.layout)}</td><td>{orders}</td>'
+            f'<td class="n">{scaled(best.params)}</td><td class="n">{factor(best.ratio)}</td>'
+            f'<td class="n">{with_error(best.top1, best.top1_se)}</td><td class="n">{nll_words(best)}</td>'
+            f"<td>{_ON_FRONT if on else ''}</td></tr>"
+        )
+    heads = [
+        ("Trial", True),
+        ("Best layout", False),
+        ("Of equal cost", False),
+        ("Parameters", True),
+        ("Speed", True),
+        ("Top-1", True),
+        ("NLL", True),
+        ("", False),
+    ]
+    extra = len(kept) - len(members & {record.key for record in kept})
+    return (
+        f"<details><summary>{plural(len(kept), 'layout')} cannot be told apart from the front "
+        f'<span class="note">({extra} beside its members)</span></summary><p class="note">Judged by the noise between '
+        "seeds, two-sided at 5 % over all layouts (Bonferroni). Layouts of equal cost (the same blocks in another "
+        "order) "
+        "are one row, the best of them "
+        f"shown.</p>{table('Not told apart from the front', heads, rows, tall=True)}</details>"
+    )
