@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mvsearch.front import Point, pareto_front
 
@@ -46,9 +47,13 @@ class Run:
     under_way: bool = False
     failed: bool = False
 
+    @cached_property
+    def _means(self) -> tuple[float, ...]:
+        return tuple(map(statistics.fmean, self.qualities))
+
     def quality(self, rung: int) -> float:
         """Mean quality over the seeds at a rung it was trained on."""
-        return statistics.fmean(self.qualities[rung])
+        return self._means[rung]
 
     def arrived(self, rung: int) -> bool:
         """Whether it was trained to the end of a rung."""
@@ -172,27 +177,22 @@ class Halving:
         quality, then the key.
 
         Args:
-            runs: all layouts of the study.
+            runs: all layouts of the study, each once.
             reference: (quality, throughput) from which hypervolume is measured.
             relaxed: whether the quota is lifted: when no new layout can be asked for, those that wait go on.
         """
-        runs = list(runs)
-        for rung in reversed(range(self.rungs - 1)):
-            if not relaxed and self.quota(runs, rung) < 1:
-                continue
-            found = self.scores(runs, rung, reference)
-            if found:
-                return max(found, key=lambda run: (found[run], run.quality(rung), run.key))
-        return None
-
-    def quota(self, runs: Iterable[Run], rung: int) -> int:
-        """How many more layouts may leave a rung now: floor(arrived / eta) − gone on. Hand-made ones do not count."""
-        arrived = gone = 0
+        ladder = Ladder(self)
         for run in runs:
-            if not run.baseline and run.arrived(rung):
-                arrived += 1
-                gone += run.went_on(rung)
-        return arrived // self.eta - gone
+            ladder.update(run)
+        return ladder.choose(reference, relaxed=relaxed)
+
+    def best(self, runs: Sequence[Run], rung: int, reference: tuple[float, float]) -> Run | None:
+        """The layout that leaves a rung first of those that wait there; None if none is good enough (`floor`)."""
+        waiting = self._waiting(runs, rung)
+        # The score falls neither with quality nor with throughput, so a dominated layout cannot have the best one.
+        fronts = {point.key for point in pareto_front(Point(r.key, r.quality(rung), r.throughput) for r in waiting)}
+        found = self._scores(runs, rung, reference, [run for run in waiting if run.key in fronts])
+        return max(found, key=lambda run: (found[run], run.quality(rung), run.key), default=None)
 
     def scores(self, runs: Sequence[Run], rung: int, reference: tuple[float, float]) -> dict[Run, float]:
         """The layouts that wait at a rung and are good enough to leave it (`floor`), each with its score.
@@ -202,22 +202,30 @@ class Halving:
         are not sent after each other. Before that it is the hypervolume gain at this rung over the front of those that
         went on from it.
         """
-        prediction = self.prediction(runs, rung)
+        return self._scores(runs, rung, reference, self._waiting(runs, rung))
+
+    def _waiting(self, runs: Sequence[Run], rung: int) -> list[Run]:
         least = self.floor(runs, rung)
+        return [
+            run
+            for run in runs
+            if run.arrived(rung) and not run.baseline and not run.went_on(rung) and run.quality(rung) >= least
+        ]
+
+    def _scores(
+        self, runs: Sequence[Run], rung: int, reference: tuple[float, float], waiting: Sequence[Run]
+    ) -> dict[Run, float]:
+        prediction = self.prediction(runs, rung)
         front: list[Point] = []
-        waiting = []
         for run in runs:
-            if not run.arrived(rung):
+            if not run.arrived(rung) or not run.went_on(rung):
                 continue
             quality = run.quality(rung)
-            if run.went_on(rung):
-                if prediction is not None:
-                    quality = run.quality(rung + 1) if run.arrived(rung + 1) else prediction(quality)
-                # What failed on the next rung holds no place on its front.
-                if run.arrived(rung + 1) or not run.failed:
-                    front.append(Point(run.key, quality, run.throughput))
-            elif not run.baseline and quality >= least:
-                waiting.append(run)
+            if prediction is not None:
+                quality = run.quality(rung + 1) if run.arrived(rung + 1) else prediction(quality)
+            # What failed on the next rung holds no place on its front.
+            if run.arrived(rung + 1) or not run.failed:
+                front.append(Point(run.key, quality, run.throughput))
         front = pareto_front(front)
         found = {}
         for run in waiting:
@@ -254,6 +262,46 @@ class Halving:
         if prediction is not None:
             return prediction.deviation
         return statistics.stdev(hand_made) if len(hand_made) > 1 else 0.0
+
+
+class Ladder:
+    """The layouts of a running search, with the places on each rung counted as they change.
+
+    Args:
+        halving: the rule.
+
+    Attributes:
+        runs: by layout key.
+    """
+
+    def __init__(self, halving: Halving) -> None:
+        self.halving = halving
+        self.runs: dict[str, Run] = {}
+        self._arrived = [0] * halving.rungs
+        self._gone = [0] * halving.rungs
+
+    def update(self, run: Run) -> None:
+        """Take a layout that is new or has changed."""
+        for one, change in ((self.runs.get(run.key), -1), (run, 1)):
+            if one is not None and not one.baseline:
+                for rung in range(len(one.qualities)):
+                    self._arrived[rung] += change
+                    self._gone[rung] += change * one.went_on(rung)
+        self.runs[run.key] = run
+
+    def quota(self, rung: int) -> int:
+        """How many more layouts may leave a rung now: floor(arrived / eta) − gone on. Hand-made ones do not count."""
+        return self._arrived[rung] // self.halving.eta - self._gone[rung]
+
+    def choose(self, reference: tuple[float, float], *, relaxed: bool = False) -> Run | None:
+        """See `Halving.choose`; the layouts are looked at only where there is a place."""
+        runs = list(self.runs.values())
+        for rung in reversed(range(self.halving.rungs - 1)):
+            if relaxed or self.quota(rung) >= 1:
+                best = self.halving.best(runs, rung, reference)
+                if best is not None:
+                    return best
+        return None
 
 
 def counts(runs: Iterable[Run], rungs: int) -> list[int]:

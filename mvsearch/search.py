@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started
-from mvsearch.halving import Halving, Run
+from mvsearch.halving import Halving, Ladder, Run
 from mvsearch.ledger import Ledger, write_atomic
 from mvsearch.observation import Observation, Observations
 from mvsearch.pool import Pool, PoolFailed
@@ -122,7 +122,9 @@ def make_sampler(
 
         return KnownCostSampler(space, seed=seed, observations=observations, reference=reference)
     if name == "tpe":
-        return optuna.samplers.TPESampler(multivariate=True, seed=seed)
+        from mvsearch.samplers.tpe import BoundedTPESampler
+
+        return BoundedTPESampler(multivariate=True, seed=seed)
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=NSGA2_POPULATION, seed=seed)
     if name == "gp":
@@ -183,7 +185,6 @@ class Search:
         self.timings = timings or {}
         self.measure = config.objectives.quality
         self.rungs = config.rung_epochs
-        self.halving = Halving(len(self.rungs), config.fidelity.eta if config.fidelity else 2)
         self.seeds = [config.search.seed * 1000 + number for number in range(config.proxy.seeds)]
         self.ledger = Ledger(folder.ledger)
         metrics = [f"quality ({self.measure})", "log2 throughput ratio"]
@@ -208,7 +209,7 @@ class Search:
         self._standing = Standing(self.measure, space.num_classes, len(self._baselines))
         self._records = self._standing.records
         self._observed: dict[str, Observation] = {}
-        self._runs: dict[str, Run] = {}
+        self.ladder = Ladder(Halving(len(self.rungs), config.fidelity.eta if config.fidelity else 2))
         self.study.sampler = make_sampler(
             config, space, config.search.seed, lambda: list(self._observed.values()), self._standing.reference
         )
@@ -363,7 +364,7 @@ class Search:
         """The trial with which a layout that waits goes on, if one may."""
         if len(self.rungs) == 1:
             return None
-        chosen = self.halving.choose(self._runs.values(), self._standing.reference(), relaxed=self.exhausted)
+        chosen = self.ladder.choose(self._standing.reference(), relaxed=self.exhausted)
         if chosen is None:
             return None
         record = self._records[chosen.key]
@@ -611,7 +612,7 @@ class Search:
         self._observe(key)
 
     def _observe(self, key: str, layout: HybridLayout | None = None) -> None:
-        """What samplers and `halving` are told of a layout, anew."""
+        """What samplers and the rungs are told of a layout, anew."""
         before, record = self._observed.get(key), self._records.get(key)
         if layout is None:
             layout = before.layout if before else HybridLayout.from_dict(self._records[key].layout)
@@ -623,13 +624,15 @@ class Search:
             failed=record is not None and record.state == FAILED,
         )
         if record is not None and found.throughput is not None and found.qualities:
-            self._runs[key] = Run(
-                key=key,
-                throughput=found.throughput,
-                qualities=found.qualities,
-                baseline=record.baseline is not None,
-                under_way=found.under_way,
-                failed=found.failed,
+            self.ladder.update(
+                Run(
+                    key=key,
+                    throughput=found.throughput,
+                    qualities=found.qualities,
+                    baseline=record.baseline is not None,
+                    under_way=found.under_way,
+                    failed=found.failed,
+                )
             )
 
     def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvsearch.front import Point, hypervolume
-from mvsearch.halving import Halving, Run, expected_hypervolume_gain, expected_improvement, fit
+from mvsearch.halving import Halving, Ladder, Run, expected_hypervolume_gain, expected_improvement, fit
 
 REFERENCE = (-2.0, -1.0)
 number = st.floats(-1.9, 2, allow_nan=False).map(lambda value: round(value, 3))
@@ -185,3 +185,16 @@ def test_the_choice_is_the_best_of_those_that_may(study):
     scores = halving.scores(runs, top, REFERENCE)
     assert set(scores) == set(may[top])
     assert scores[chosen] == max(scores.values()) >= 0
+
+
+@given(studies(), st.randoms())
+def test_a_ladder_chooses_the_same_however_the_layouts_came_up(study, rng):
+    runs, rungs, eta, relaxed = study
+    ladder = Ladder(Halving(rungs, eta))
+    for final in runs:
+        for reached in range(1, len(final.qualities)):
+            ladder.update(
+                Run(final.key, final.throughput, final.qualities[:reached], final.baseline, rng.random() < 0.5)
+            )
+        ladder.update(final)
+    assert ladder.choose(REFERENCE, relaxed=relaxed) == Halving(rungs, eta).choose(runs, REFERENCE, relaxed=relaxed)

@@ -153,7 +153,7 @@ def test_in_a_space_that_is_used_up_those_that_wait_go_on_and_the_search_ends(tm
     assert outcome.complete > 9
     for record in of(search.records(), WAITING):  # only what is worse than the hand-made ones
         rung = len(record.rungs) - 1
-        assert record.rungs[rung].quality("nll") < search.halving.floor(list(search._runs.values()), rung)
+        assert record.rungs[rung].quality("nll") < search.ladder.halving.floor(list(search.ladder.runs.values()), rung)
 
 
 class Notices(View):
