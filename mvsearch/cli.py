@@ -84,6 +84,12 @@ class Format(enum.StrEnum):
     json = "json"
 
 
+class Design(enum.StrEnum):
+    """What a launch trains instead of searching for the front."""
+
+    placement = "placement"
+
+
 class Dtype(enum.StrEnum):
     """Precision of a timing."""
 
@@ -104,6 +110,9 @@ def launch(
     timings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take throughputs from a table; short for throughput.file.")
     ] = None,
+    design: Annotated[
+        Design | None, typer.Option(help="Train exactly the layouts that answer a question, with 3 seeds each.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run the loop with made-up values in seconds; train and write nothing.")
     ] = False,
@@ -121,6 +130,10 @@ def launch(
         from mvsearch.launch import Where
         from mvsearch.launch import dry_run as pretend
         from mvsearch.launch import launch as run
+    if design is not None:
+        from mvsearch.launch import designed
+
+        config = designed(config, design.value, named=any(one.startswith("name=") for one in overrides or []))
     if dry_run:
         done = pretend(
             config,

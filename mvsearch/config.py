@@ -567,6 +567,14 @@ class SearchConfig(_Section):
     """Seed of the search and of the trainings; the data subset is always the same."""
     baselines: Annotated[bool, BeforeValidator(_flag)] = True
     """Whether the hand-made layouts (all Mamba, all attention, last half, …) run first."""
+    design: Annotated[Literal["placement"] | None, BeforeValidator(_or_null(_word("placement")))] = None
+    """null (search for the front), or placement: train exactly the layouts that tell ratios and placements apart, at
+    one width. `mvsearch launch SPACE --design placement` sets it, with the number of trials and at least 3 seeds."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A study started before there were designs has no such key, and goes on.
+        return {key: value for key, value in handler(self).items() if key != "design" or value is not None}
 
 
 class TimingConfig(_Section):

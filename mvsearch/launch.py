@@ -17,6 +17,7 @@ from typing import Any
 from mambavision.data import DataError, ImageData, Split, load_data
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
+from mvsearch.design import with_design
 from mvsearch.evaluate.worker import MakeWorker
 from mvsearch.ledger import StudyError, driver_lock, repair_tail
 from mvsearch.pool import Pool, PoolError
@@ -84,6 +85,23 @@ def data_shape(config: StudyConfig) -> tuple[int, int, str | None]:
     if not classes:
         return 1000, 3, f"Costs assume 1,000 classes, because {root} holds no folders of images."
     return classes, 3, None
+
+
+def designed(config: StudyConfig, design: str, *, named: bool) -> StudyConfig:
+    """The configuration of a study that runs a design of a space, under the space's name and the design's.
+
+    Args:
+        config: of the space, or of a study of this design, which goes on as it is.
+        design: ``"placement"``.
+        named: whether the person has given the study a name of its own.
+
+    Raises:
+        ConfigError, SpaceError: if the space holds no such design.
+    """
+    if config.search.design is not None:
+        return config
+    classes, channels, _ = data_shape(config)
+    return with_design(config, design, name=config.name if named else None, classes=classes, channels=channels)
 
 
 def open_pool(make_worker: MakeWorker, data: ImageData, where: Where) -> Pool:

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
+from mvsearch.design import design_layouts
 from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started
 from mvsearch.halving import Halving, Ladder, Run
 from mvsearch.ledger import Ledger, write_atomic
@@ -193,6 +194,7 @@ class Search:
         self._status = StatusWriter(folder)
         self.exhausted = False
         self._baselines = space.baselines() if config.search.baselines else {}
+        self._design = design_layouts(space)
         self._active: dict[int, Active] = {}
         self._under_way: set[str] = set()
         self._ready: deque[Job] = deque()
@@ -330,6 +332,8 @@ class Search:
         if self._told + self._on_the_last_rung() >= self.config.search.trials:
             return False
         if not self._todo and not self.memory.trials(TrialState.WAITING):
+            if self._design:
+                return False  # a design asks for nothing beside its layouts
             promotion = self._promotion()
             if promotion is not None:
                 self._todo.append(promotion)
@@ -686,6 +690,9 @@ class Search:
         for name, layout in self._baselines.items():
             if (layout.key, 0) not in alive and (layout.key, 0) not in todo:
                 todo[layout.key, 0] = (self.space.encode(layout), {"key": layout.key, "baseline": name})
+        for layout in self._design:
+            if (layout.key, 0) not in alive and (layout.key, 0) not in todo:
+                todo[layout.key, 0] = (self.space.encode(layout), {"key": layout.key})
         return deque(todo.values())
 
     def _release_running(self) -> None:

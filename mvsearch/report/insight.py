@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mambavision.layout import last_half
-from mvsearch.record import TrialRecord
+from mvsearch.record import TRAIN, TrialRecord
 from mvsearch.report.data import ALL_ATTENTION, ALL_SCAN, PLACEMENTS, StageFacts, StudyData
 from mvsearch.report.words import listed, plural
 
@@ -283,20 +283,41 @@ class Insight:
         self, pairs: Sequence[_Pair], kinds: Sequence[str], asked: tuple[int, str, str, str], reference: str
     ) -> dict[str, Effect]:
         stage, factor, outcome, matched = asked
-        sets = [_everything_else(record, facts, stage, factor) for record, facts in pairs]
-        costs = [_cost(record, matched) for record, _ in pairs]
+        units = self._units(pairs, kinds, outcome)
+        sets = [(_everything_else(r, facts, stage, factor), seed) for (r, facts), _, _, seed in units]
+        costs = [_cost(record, matched) for (record, _), _, _, _ in units]
         joined = _joined_within(sets, costs, None if matched == "rest" else math.log1p(CALIPER))
         covariates = []
         if factor == "share":  # within a share the place is free, so it is held equal linearly
-            centre = np.array([0.5 if (c := facts[stage - 1].centre) is None else c for _, facts in pairs])
-            mixed = np.array([0 < facts[stage - 1].share < 1 for _, facts in pairs])
-            covariates.append(np.where(mixed, centre - 0.5, 0.0))
-        values = np.array([outcome_of(record, outcome) or 0.0 for record, _ in pairs])
+            own = [facts[stage - 1] for (_, facts), _, _, _ in units]
+            covariates.append(np.array([fact.centre - 0.5 if fact.centre and fact.share < 1 else 0.0 for fact in own]))
+        values = np.array([value for _, _, value, _ in units])
         counts = Counter(kinds)
+        found = paired_differences([kind for _, kind, _, _ in units], values, joined, reference, covariates)
         return {
-            kind: Effect(kind, counts[kind], number, PAIRS, *estimate)
-            for kind, (number, estimate) in paired_differences(kinds, values, joined, reference, covariates).items()
+            kind: Effect(kind, counts[kind], number, PAIRS, *estimate) for kind, (number, estimate) in found.items()
         }
+
+    def _units(
+        self, pairs: Sequence[_Pair], kinds: Sequence[str], outcome: str
+    ) -> list[tuple[_Pair, str, float, int | None]]:
+        """What is paired: layouts by their means, or of a design its trainings, each with those of the same seed.
+
+        A design holds every placement and ratio it asks about, so that there is no wider kind to speak for, and the
+        noise is that between trainings.
+        """
+        if self.study.setting("search", "design") is None or outcome == "throughput" or self.study.seeds < 2:
+            return [
+                (pair, kind, outcome_of(pair[0], outcome) or 0.0, None) for pair, kind in zip(pairs, kinds, strict=True)
+            ]
+        found: list[tuple[_Pair, str, float, int | None]] = []
+        for pair, kind in zip(pairs, kinds, strict=True):
+            record = pair[0]
+            for line in record.evaluations:
+                if line.what == TRAIN and line.to_epoch == record.epochs:
+                    value = line.values["top1"] if outcome == "top1" else -line.values["nll"]
+                    found.append((pair, kind, value, line.seed))
+        return found
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -647,6 +668,11 @@ def unsupported(insight: Insight) -> list[str]:
     if len(insight.layouts) < MIN_MODEL:
         said.append(
             f"{plural(len(insight.layouts), 'layout')} can be compared: too few for a model (it takes {MIN_MODEL})."
+        )
+    if study.setting("search", "design"):
+        said.append(
+            "A design compares exactly its own layouts, at one width and state: its intervals are those of the noise "
+            "between trainings, and another width may answer otherwise."
         )
     if study.seeds <= 1:
         said.append(
