@@ -252,6 +252,25 @@ def insight(
 
 
 @app.command()
+def compare(
+    studies_: Annotated[list[str], typer.Argument(metavar="STUDY STUDY …", help="Names of studies, or their folders.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; default compare.html among the studies.")
+    ] = None,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Compare studies of the same data and timing: fronts, hypervolumes, layouts in common."""
+    from mvsearch import terminal
+    from mvsearch.report.compare import Comparison, write_comparison
+    from mvsearch.study import find_study, load_study
+
+    found = Comparison([load_study(find_study(name, studies)) for name in studies_])
+    path = out or (studies if studies.is_dir() else Path()) / "compare.html"
+    write_comparison(found, path)
+    terminal.print_comparison(terminal.console(), found, str(path))
+
+
+@app.command()
 def status(study: Study, studies: Studies = Path("studies")) -> None:
     """Show how far a search is, from another terminal; nothing is touched."""
     from mvsearch import terminal

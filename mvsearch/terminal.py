@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mvsearch.export import Weights
     from mvsearch.launch import DryRun
     from mvsearch.repeat import Plan, RepeatOutcome
+    from mvsearch.report.compare import Comparison
     from mvsearch.report.data import StudyData
     from mvsearch.report.insight import NamedPattern
     from mvsearch.space import SearchSpace, SpaceDescription
@@ -437,6 +438,46 @@ def print_insight(out: Console, study: StudyData, following: str) -> None:
             )
         )
     out.print(f"Next: {following}, and its section Insight")
+
+
+def print_comparison(out: Console, comparison: Comparison, path: str) -> None:
+    """Studies side by side, and where the page is."""
+    from mvsearch.report.compare import compare_words, rows_of
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("study", overflow="fold")
+    table.add_column("sampler")
+    for name in ("seed", "layouts", "device time", "front", "joint front", "hypervolume", "× hand-made"):
+        table.add_column(name, justify="right")
+    for row in rows_of(comparison):
+        table.add_row(
+            Text(row.name),
+            Text(row.sampler),
+            str(row.seed),
+            str(row.layouts),
+            duration(3600 * row.hours),
+            str(row.front),
+            str(row.joint),
+            fixed(row.hypervolume),
+            factor(row.multiple),
+        )
+    out.print(table)
+    for sentence in compare_words(comparison):
+        out.print(f"- {sentence}")
+    if comparison.common:
+        out.print(Text(f"\nThe best of {plural(len(comparison.common), 'layout')} in common", style="bold"))
+        shared = Table(box=None, show_header=True, pad_edge=False, padding=(0, 2, 0, 0))
+        shared.add_column("layout", no_wrap=True)
+        for name in comparison.names:
+            shared.add_column(Text(f"NLL, {name}"), justify="right", overflow="fold")
+        for one in comparison.common[:LINES_OF_FRONT]:
+            values = [one.records.get(at) for at in range(len(comparison.names))]
+            shared.add_row(
+                rich_strip(next(iter(one.records.values())).layout),
+                *(fixed(record.nll) if record else "" for record in values),
+            )
+        out.print(shared)
+    out.print(f"\nWritten: {path}")
 
 
 def _print_published(out: Console, study: StudyData, patterns: list[NamedPattern]) -> None:

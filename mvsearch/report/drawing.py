@@ -121,7 +121,7 @@ def front_figure(study: StudyData, axis: str) -> Figure:
     members = {record.key for record in front}
     rest = [r for r in study.complete if r.key not in members and not r.baseline]
     noise = study_noise(study, axis)
-    figure = go.Figure(layout=_layout(front_title(study), height=540))
+    figure = go.Figure(layout=base_layout(front_title(study), height=540))
     # Two lines, because a title that stands alone cannot wrap.
     title = html.escape(front_title(study)).replace("; on a CPU", ";<br>on a CPU")
     figure.update_layout(title_text=title, title_y=0.98, title_yanchor="top", margin_t=72)
@@ -228,7 +228,7 @@ def ratio_figure(study: StudyData, comparisons: Sequence[Comparison]) -> Figure:
         else [_ratio_heading(row[i], "<br>") if i < len(row) else "" for row in rows.values() for i in range(columns)],
     )
     title = "What share, place and state do, against a reference kind, at matched cost"
-    figure.update_layout(_layout(_ratio_heading(comparisons[0]) if alone else title, height=round(height)))
+    figure.update_layout(base_layout(_ratio_heading(comparisons[0]) if alone else title, height=round(height)))
     if not alone:
         figure.update_layout(margin_t=84, title_y=0.995, title_yanchor="top")
         figure.update_annotations(font_size=12)
@@ -247,7 +247,7 @@ def hypervolume_figure(study: StudyData) -> Figure:
     ends = {record.number: record.ended for record in study.complete}
     relative = bool(steps) and steps[-1].multiple is not None
     spent = [hours(ends[step.number] or 0.0) for step in steps]
-    figure = go.Figure(layout=_layout("Hypervolume over device-hours", height=320))
+    figure = go.Figure(layout=base_layout("Hypervolume over device-hours", height=320))
     figure.add_scatter(
         x=spent if any(spent) else [step.complete for step in steps],
         y=[step.multiple if relative else step.hypervolume for step in steps],
@@ -278,7 +278,7 @@ def calibration_figure(found: Calibration) -> Figure:
     def shown(quality: float) -> float:
         return 100 * quality if found.measure == "top1" else -quality
 
-    figure = go.Figure(layout=_layout("Long training against the proxy", height=380))
+    figure = go.Figure(layout=base_layout("Long training against the proxy", height=380))
     for name, some, marker in (
         ("searched", [one for one in found.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
         (
@@ -314,7 +314,7 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
     """Test top-1 of fresh seeds against throughput, with what the search had measured beside it."""
     import plotly.graph_objects as go
 
-    figure = go.Figure(layout=_layout("The front confirmed on the test split", height=420))
+    figure = go.Figure(layout=base_layout("The front confirmed on the test split", height=420))
     own = [one for one in found.layouts if one.on_front]
     figure.add_scatter(
         x=[one.record.ratio for one in own],
@@ -358,7 +358,13 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
             yshift=16,
             font={"size": 12},
         )
-    ratios = [one.record.ratio for one in found.layouts if one.record.ratio]
+    ratio_axis(figure, [one.record.ratio for one in found.layouts if one.record.ratio])
+    figure.update_yaxes(title_text="Top-1 (%)")
+    return figure
+
+
+def ratio_axis(figure: Figure, ratios: Sequence[float]) -> None:
+    """A logarithmic horizontal axis of throughput ratios, with round ticks."""
     left, right = _stretched(min(ratios), max(ratios))
     ticks, labels = _ratio_ticks(left, right, None)
     figure.update_xaxes(
@@ -368,14 +374,13 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
         ticktext=labels,
         title_text="Throughput: × the reference (log scale)",
     )
-    figure.update_yaxes(title_text="Top-1 (%)")
-    return figure
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _layout(title: str, height: int) -> dict[str, Any]:
+def base_layout(title: str, height: int) -> dict[str, Any]:
+    """Layout of every figure here: the common look, quiet axes."""
     axis = {
         "gridcolor": GRID,
         "zeroline": False,

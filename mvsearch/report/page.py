@@ -47,8 +47,6 @@ def write_report(study: StudyData, path: str | Path) -> None:
 
 def page(study: StudyData) -> str:
     """The report as HTML text, about 5 MB, nearly all of it plotly.js."""
-    from plotly.offline import get_plotlyjs
-
     insight = Insight(study)
     sections = [
         first_screen(study),
@@ -60,24 +58,38 @@ def page(study: StudyData) -> str:
         trials_section(study),
         _conditions(study),
     ]
-    title = html.escape(f"{study.name}: search report")
+    drawn = drawing.page_figures(study, insight)
+    return document(f"{study.name}: search report", "".join(sections), drawn, layouts_json(study))
+
+
+def document(title: str, body: str, drawn: Mapping[str, Figure], layouts: str) -> str:
+    """A whole page around a body.
+
+    Args:
+        title: plain text.
+        body: HTML.
+        drawn: the figures that the body has places for, by name.
+        layouts: JSON for the copy buttons, safe inside a script element.
+    """
+    from plotly.offline import get_plotlyjs
+
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{title}</title>
+<title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>{CSS}{strip_css()}</style>
 </head>
 <body>
 <main>
-{"".join(sections)}
+{body}
 </main>
 <script>{get_plotlyjs()}</script>
-<script type="application/json" id="figures">{_figures_json(drawing.page_figures(study, insight))}</script>
-<script type="application/json" id="layouts">{layouts_json(study)}</script>
+<script type="application/json" id="figures">{_figures_json(drawn)}</script>
+<script type="application/json" id="layouts">{layouts}</script>
 <script>{SCRIPT}</script>
 </body>
 </html>
