@@ -127,8 +127,10 @@ def library_root() -> Path:
     """Folder of one's own entries: ``$MAMBAVISION_LIBRARY``, else the platform's user data folder."""
     if root := os.environ.get("MAMBAVISION_LIBRARY"):
         return Path(root).expanduser()
-    import platformdirs
-
+    try:
+        import platformdirs
+    except ImportError:  # where only torch and timm are installed; the same place on Linux
+        return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "mambavision"
     return Path(platformdirs.user_data_dir("mambavision"))
 
 

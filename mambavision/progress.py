@@ -33,8 +33,10 @@ class Progress:
     def __enter__(self) -> Progress:
         if not self.shown:
             return self
-        from rich import progress
-
+        try:
+            from rich import progress
+        except ImportError:  # where only torch and timm are installed: plain lines
+            return self
         self.out = console()
         if not self.out.is_terminal:
             return self
@@ -59,6 +61,8 @@ class Progress:
         """A line of its own."""
         if self.out is not None:
             self.out.print(text)
+        elif self.shown:
+            print(text, flush=True)
 
     def update(self, epoch: int, step: int, loss: float, speed: float) -> None:
         """After an update: mean loss of the epoch so far, images a second."""

@@ -215,7 +215,7 @@ def front(
     if format is Format.table:
         from mvsearch import terminal
 
-        terminal.console().print(terminal.front_lines(loaded.front))
+        terminal.print_front(terminal.console(), loaded)
         return
     from mvsearch.report import front_table
 

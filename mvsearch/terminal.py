@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mambavision.layout import LETTERS
 from mambavision.look import ACCENT, console
+from mvsearch.front import DOMINATED, families, quality_se
 from mvsearch.record import CALIBRATE, COMPLETE, CONFIRM, FAILED, TrialRecord
 from mvsearch.report.sentences import calibration_words, confirmation_words
 from mvsearch.report.words import DASH, duration, factor, fixed, percent, plural, scaled, with_error
@@ -57,9 +58,18 @@ def record_line(record: TrialRecord, state: LaunchState) -> Text:
     return Text.assemble(head, rich_strip(record.layout), f"  width {record.layout['stages'][0]['dim']}", numbers, name)
 
 
-def front_lines(records: list[TrialRecord], *, title: str = "Pareto front") -> Table:
-    """The front as a table, in the order given: slowest and most accurate first."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def front_lines(
+    records: list[TrialRecord], *, title: str = "Pareto front", errors: Mapping[str, tuple[str, float]] | None = None
+) -> Table:
+    """The front as a table, in the order given: slowest and most accurate first.
+
+    Args:
+        records: its members.
+        title: above the table.
+        errors: measure and standard error of its mean, by key, where they are known.
+    """
+    errors = errors or {}
+    table = Table(title=title, **_PLAIN)
     table.add_column("layout", no_wrap=True)
     for name in ("width", "state", "params", "top-1", "NLL", "img/s", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -71,12 +81,65 @@ def front_lines(records: list[TrialRecord], *, title: str = "Pareto front") -> T
             str(stages[0]["dim"]),
             "/".join(states) or "–",
             scaled(record.params),
-            percent(record.top1),
-            f"{record.nll:.3f}",
+            with_error(record.top1, _error(errors, record, "top1")),
+            f"{record.nll:.3f}" + (f" ± {se:.3f}" if (se := _error(errors, record, "nll")) is not None else ""),
             f"{record.images_per_second:,.0f}",
             factor(record.ratio),
         )
     return table
+
+
+def _error(errors: Mapping[str, tuple[str, float]], record: TrialRecord, measure: str) -> float | None:
+    known = errors.get(record.key)
+    return known[1] if known and known[0] == measure else None
+
+
+def print_front(out: Console, study: StudyData) -> None:
+    """The front with standard errors, and what cannot be told apart from it, each cost once."""
+    measure = study.measure
+    errors = {r.key: (measure, se) for r in study.front if (se := quality_se(r, measure, study.noise)) is not None}
+    out.print(front_lines(study.front, errors=errors))
+    if study.noise is None:
+        out.print(Text("Each layout was trained once, so nothing is known of the noise between seeds.", style="dim"))
+        return
+    out.print(
+        Text(
+            f"± is one standard error between seeds: a layout's own, or where it has one seed that of all repeated "
+            f"trainings ({study.noise.df} degrees of freedom).",
+            style="dim",
+        )
+    )
+    members = {record.key for record in study.front}
+    near = [r for r in study.complete if (at := study.standings.get(r.key)) is None or at.verdict != DOMINATED]
+    if not study.standings or len(near) == len(members):
+        return
+    table = Table(**_PLAIN)
+    table.add_column("best of its cost", no_wrap=True)
+    for name in ("layouts", "of the front", "params", "MACs", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for family in families(near, measure):
+        best = family.members[0]
+        ratios = sorted(record.ratio or 0.0 for record in family.members)
+        table.add_row(
+            Text.assemble(rich_strip(best.layout), (f" {best.baseline}" if best.baseline else "", "italic")),
+            str(len(family.members)),
+            str(sum(record.key in members for record in family.members) or DASH),
+            scaled(family.params),
+            scaled(family.macs),
+            factor(ratios[0]) if len(ratios) == 1 else f"{factor(ratios[0])} to {factor(ratios[-1])}",
+        )
+    title = "The front and what cannot be told apart from it, each cost once (t tests over seeds, 5 % for all together)"
+    out.print(Text(f"\n{title}", style="bold"))
+    out.print(table)
+
+
+_PLAIN: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "box": None,
+    "pad_edge": False,
+    "padding": (0, 2, 0, 0),
+}
 
 
 class LaunchView(View):
@@ -245,7 +308,7 @@ def _after(study: StudyData, purpose: str) -> str:
 def confirmed_lines(found: Confirmation) -> Table:
     """Confirmed layouts as a table, slowest first: as searched, and with fresh seeds (mean ± standard deviation)."""
     title = "Confirmed: top-1 of fresh trainings, mean ± standard deviation between seeds"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=title, **_PLAIN)
     table.add_column("layout", no_wrap=True)
     for name in ("ratio", "searched", "validation", "test", "NLL, test"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -1,6 +1,7 @@
 """What calibration and confirmation say of a ledger's lines, against values worked out by hand."""
 
 import dataclasses
+import io
 import math
 import random
 import statistics
@@ -23,6 +24,9 @@ from mvsearch.front import (
     standings,
 )
 from mvsearch.record import FAIL, TRAIN, Evaluation
+from mvsearch.repeat import RepeatOutcome
+from mvsearch.report.sentences import calibration_words, confirmation_words
+from mvsearch.terminal import print_front, print_repeat
 from mvsearch.trust import (
     calibration,
     choose_layouts,
@@ -293,3 +297,56 @@ def test_layouts_of_equal_cost_are_one_family():
         assert {(record.params, record.macs) for record in family.members} == {(family.params, family.macs)}
         nlls = [record.nll for record in family.members]
         assert nlls == sorted(nlls)
+
+
+# -- in words --------------------------------------------------------------------------------------------------------
+
+
+def printed(show, *arguments):
+    from rich.console import Console
+
+    out = Console(width=200, record=True, file=io.StringIO())
+    show(out, *arguments)
+    return out.export_text()
+
+
+def test_the_front_is_printed_with_errors_and_each_cost_once():
+    study = confirmed(sd=0.02)
+    text = printed(print_front, study)
+    assert f"± {study.noise.se(1):.3f}" in text
+    table = text.partition("The front and what cannot be told apart")[2].splitlines()[2:]
+    near = [record for record in study.complete if study.standings[record.key].verdict != "dominated"]
+    assert len(table) == len(families(near, "nll")) < len(near) + 1
+    assert len(near) > len(study.front)
+    once = printed(print_front, study_factory.study())
+    assert "nothing is known of the noise" in once
+    assert "±" not in once
+
+
+def test_what_is_said_is_what_was_found():
+    study = calibrated(16, lambda record: -record.nll)
+    said = calibration_words(study.calibration)
+    assert said[0].startswith("16 layouts trained for 24 epochs with 2 seeds each, against the proxy's 6 epochs.")
+    assert "−1.00 (95 % interval −1.00 to −1.00)" in said[1]
+    assert said[-1].startswith("Verdict red")
+    assert len(calibration_words(calibrated(11, lambda record: record.nll).calibration)) == 2
+    found = confirmed(shift=0.05).confirmation
+    volume = found.hypervolume
+    said = " ".join(confirmation_words(found))
+    assert f"was {volume.observed:.3f} as searched, is {volume.val:.3f} with fresh seeds" in said
+    assert f"{100 * volume.optimism:.1f} % of the confirmed hypervolume was luck" in said
+    for key in found.undecided:
+        assert key in said
+
+
+def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
+    study = calibrated(16, lambda record: record.nll)
+    text = printed(print_repeat, study, RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0), ["front.csv", "report.html"])
+    assert "Verdict green" in text
+    assert "4 layouts left; the same command goes on" in text
+    assert "Next: open report.html, or mvsearch confirm synthetic" in text
+    study = confirmed()
+    text = printed(print_repeat, study, RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0), ["front.csv", "report.html"])
+    one = study.confirmation.layouts[0]
+    assert f"{100 * one.test.top1:.1f} ± {100 * one.test.top1_sd:.1f} %" in text
+    assert "or mvsearch calibrate synthetic" in text
