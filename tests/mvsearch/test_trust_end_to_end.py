@@ -16,7 +16,7 @@ from mvsearch.study import find_study, load_study
 pytestmark = pytest.mark.slow
 
 TINY = [
-    *("--set", "search.trials=12", "--set", "proxy.epochs=1", "--set", "proxy.train_images=128"),
+    *("--set", "search.trials=12", "--set", "proxy.epochs=1", "--set", "proxy.train_images=64"),
     *("--set", "proxy.val_images=60", "--set", "timing.window_s=0.005", "--set", "timing.windows=2"),
     *("--set", "proxy.data=digits", "--set", "layout.width=8", "--set", "layout.stages.1.head_dim=8"),
     *("--set", "layout.stages.2.head_dim=8", "--set", "layout.in_dim=8", "--set", "layout.stages.1.depth=[2, 3]"),
@@ -62,7 +62,7 @@ def test_a_calibration_that_was_stopped_is_whole_and_says_its_verdict(home, stud
     assert len({line.identity for line in lines}) == len(lines)
     calibrated = [line for line in lines if line.purpose == "calibrate"]
     assert len(calibrated) == 12 * 2 * 4
-    assert {line.conditions["train_images"] for line in calibrated} == {128}
+    assert {line.conditions["train_images"] for line in calibrated} == {64}
     assert all("test_nll" not in line.values for line in calibrated)
     found = study.calibration
     assert (len(found.layouts), found.long_epochs) == (12, 4)
@@ -88,13 +88,14 @@ def test_a_confirmation_measures_the_test_split_that_nothing_else_has_seen(home,
 
 # A process in which only torch, timm and what these need can be imported, besides mambavision.
 ALONE = """
-import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {absent}:
-            raise ModuleNotFoundError(f"no module {{name}}", name=name)
-sys.meta_path.insert(0, Absent())
-import json, pathlib, torch, timm, mambavision
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import torch, timm, mambavision
 name = sys.argv[1]
 from mambavision.library import load_entry_config
 model = mambavision.create_model(name, pretrained=True).eval()
@@ -146,7 +147,7 @@ def test_an_export_loads_where_only_torch_and_timm_are_and_gives_its_test_accura
     assert [path.name for path in library.iterdir()] == ["found"], "nothing of the making is left"
     config = json.loads((library / "found/config.json").read_text())
     assert config["weights"] == "short proxy, confirmed"
-    data = load_data("digits", image_size=32, train_images=128, val_images=60)
+    data = load_data("digits", image_size=32, train_images=64, val_images=60)
     torch.save({"images": data.test.images, "labels": data.test.labels}, tmp_path / "test.pt")
     alone = subprocess.run(
         [sys.executable, "-c", ALONE.format(absent=ABSENT), "found", str(tmp_path / "test.pt")],
