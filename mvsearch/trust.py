@@ -378,7 +378,8 @@ class Hypervolumes:
 
     Attributes:
         observed: by the values that the search chose them by: too good, as the best of many noisy values is.
-        val: by fresh seeds on the same split: `observed` less this is the optimism of choosing.
+        val: by fresh seeds on the same split: `observed` less this is the optimism of choosing, and what the search's
+            seeds did to all layouts alike. Of the hand-made layouts, which were not chosen, it is the latter alone.
         test: by fresh seeds on the test split: `val` less this is how the two splits differ.
     """
 

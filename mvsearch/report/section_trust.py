@@ -81,8 +81,8 @@ def _confirmation(study: StudyData, found: Confirmation) -> str:
         parts.append(
             table("Observed and confirmed hypervolume", heads, rows)
             + '<p class="note">Observed less confirmed on the same split is the optimism of choosing the best of '
-            "many; the "
-            "rest is how the two splits differ.</p>"
+            "many, and what the search's seeds did to all layouts alike: the hand-made ones, which were not chosen, "
+            "show the latter. The rest is how the two splits differ.</p>"
         )
     rows = []
     for one in found.layouts:

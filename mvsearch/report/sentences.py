@@ -60,10 +60,13 @@ def confirmation_words(found: Confirmation) -> list[str]:
             f"the same validation images, and {volume.test:.3f} on the test images{against}."
         )
         if volume.val > 0:
-            said.append(
-                f"So {percent(abs(volume.optimism))} of the confirmed hypervolume "
-                f"{'was luck of the choice' if volume.optimism >= 0 else 'was hidden by bad luck'}."
+            beside = (
+                f"; the hand-made layouts, which were not chosen, by {_share(baselines.optimism)}, so that much is the "
+                "search's seeds and not the choice"
+                if baselines and baselines.val > 0
+                else ""
             )
+            said.append(f"The search overstated the front by {_share(volume.optimism)} of the confirmed{beside}.")
     if members and all(one.standing for one in members):
         names = [one.key for one in members if one.standing and one.standing.verdict == UNDECIDED]
         worse = [one.key for one in members if one.standing and one.standing.verdict == DOMINATED]
@@ -74,6 +77,10 @@ def confirmation_words(found: Confirmation) -> list[str]:
         if not names and not worse:
             said.append("Each member is better than every faster layout beyond what seeds make.")
     return said
+
+
+def _share(value: float) -> str:
+    return percent(value).replace("-", "−")
 
 
 def _interval(found: RankCorrelation) -> str:

@@ -334,7 +334,8 @@ def test_what_is_said_is_what_was_found():
     volume = found.hypervolume
     said = " ".join(confirmation_words(found))
     assert f"was {volume.observed:.3f} as searched, is {volume.val:.3f} with fresh seeds" in said
-    assert f"{100 * volume.optimism:.1f} % of the confirmed hypervolume was luck" in said
+    assert f"overstated the front by {100 * volume.optimism:.1f} % of the confirmed; the hand-made" in said
+    assert f"were not chosen, by {100 * found.baselines_hypervolume.optimism:.1f} %" in said
     for key in found.undecided:
         assert key in said
 
