@@ -181,8 +181,8 @@ def choose_layouts(
 def calibration(study: StudyData) -> Calibration | None:
     """What the calibration of a study says; None if there was none.
 
-    Where trainings of several lengths are in the ledger, that with most layouts counts, of those the longest. None under
-    4 times the proxy's epochs does: trainings under way are measured there too.
+    Where trainings of several lengths are in the ledger, that with most layouts counts, of those the longest. None
+    under 4 times the proxy's epochs does: trainings under way are measured there too.
     """
     lines = [line for line in study.evaluations if line.purpose == CALIBRATE]
     if not lines:
