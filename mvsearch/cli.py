@@ -261,9 +261,12 @@ def compare(
 ) -> None:
     """Compare studies of the same data and timing: fronts, hypervolumes, layouts in common."""
     from mvsearch import terminal
+    from mvsearch.ledger import StudyError
     from mvsearch.report.compare import Comparison, write_comparison
     from mvsearch.study import find_study, load_study
 
+    if len(studies_) < 2:
+        raise StudyError("compare: 1 study given; two or more are needed")
     found = Comparison([load_study(find_study(name, studies)) for name in studies_])
     path = out or (studies if studies.is_dir() else Path()) / "compare.html"
     write_comparison(found, path)

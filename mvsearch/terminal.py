@@ -439,7 +439,15 @@ def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, do
 
 def print_insight(out: Console, study: StudyData, following: str) -> None:
     """What a study says about ratio, placement, state and width, and what it does not."""
-    from mvsearch.report.insight import CALIPER, FACTOR_NAMES, Insight, effect_short, unsupported
+    from mvsearch.report.insight import (
+        CALIPER,
+        FACTOR_NAMES,
+        OUTCOME_NAMES,
+        Insight,
+        effect_short,
+        headlines,
+        unsupported,
+    )
 
     insight = Insight(study)
     out.print(
@@ -483,6 +491,9 @@ def print_insight(out: Console, study: StudyData, following: str) -> None:
                 cells.append(Text(effect_short(same, one.outcome), style=style))
             table.add_row(effect.label, str(effect.trials), *cells)
         out.print(table)
+    out.print(Text(f"\nIn short, {OUTCOME_NAMES[study.measure]} at equal parameters", style="bold"))
+    for sentence in headlines(insight):
+        out.print(f"- {sentence}")
     _print_published(out, study, insight.published())
     if study.importance:
         out.print(Text("\nImportance (PED-ANOVA): share of what decides the best tenth", style="bold"))

@@ -30,6 +30,7 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; margin: .75rem 0 0; fo
 .take h2 .note { font-weight: 400; margin-left: .5em; }
 .take .big { font-size: 1.2rem; }
 .take p { margin: .6rem 0; }
+.nb { white-space: nowrap; }
 .big-strip .strip { font-size: 1.1rem; }
 .verdicts ul { list-style: none; margin: 0; padding: 0; display: grid; gap: .6rem; }
 .verdicts li { border: 1px solid var(--line); border-left: 5px solid var(--muted); border-radius: 8px;
@@ -56,6 +57,7 @@ button.copy:hover, .find button:hover { border-color: var(--accent); }
   break-inside: avoid; }
 .pick h3 { margin: 0 0 .6rem; }
 .pick .big { font-size: 1.1rem; font-weight: 600; margin: .6rem 0 .2rem; }
+.pick b.big { font-size: 1rem; }
 .pick p { margin: .35rem 0; font-size: .93rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 .scroll.tall { max-height: 36rem; overflow-y: auto; }

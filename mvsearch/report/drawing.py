@@ -433,7 +433,7 @@ def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> N
             "color": [ACCENT if e.clear else GREY for *_, e in known],
             "size": 10,
             "symbol": ["circle-open" if e.source == MODEL else "circle" for *_, e in known],
-            "line": {"width": 2},
+            "line": {"width": 2, "color": [ACCENT if e.clear else GREY for *_, e in known]},
         },
         hovertext=[
             f"{html.escape(label)}: {html.escape(effect_words(e, one.outcome))}, {source_words(e)}"
@@ -446,22 +446,17 @@ def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> N
     where = {"row": row, "col": column}
     for label, effect in zip(labels, one.effects, strict=True):
         if effect.low is None:
-            text = "reference" if effect.source == REFERENCE else f"<i>{NOT_ENOUGH}</i>"
-            figure.add_annotation(
-                x=_axis(scale(0.0), one),
-                y=label,
-                text=text,
-                showarrow=False,
-                yshift=0 if effect.source is None else 9,
-                font={"size": 11},
-                **where,
-            )
+            if effect.source == REFERENCE:
+                spot = {"x": _axis(scale(0.0), one), "text": "reference", "yshift": 9}
+            else:
+                spot = {"x": 0.5, "xref": "x domain", "text": f"<i>{NOT_ENOUGH}</i>"}
+            figure.add_annotation(y=label, showarrow=False, font={"size": 11}, **spot, **where)
     ends = [end for _, _, low, high, _ in known for end in (low, high)]
     low, high = min([scale(0.0), *ends]), max([scale(0.0), *ends])
     title = {
         "nll": "NLL difference (nats; better →)",
         "top1": "Top-1 difference (points)",
-        "throughput": "Throughput (× the reference kind; better →)",
+        "throughput": "Throughput (× reference; faster →)",
     }[one.outcome]
     if one.outcome == "throughput":
         left, right = _stretched(low, high) if ends else (0.5, 2.0)

@@ -596,6 +596,41 @@ def comparison_words(one: Comparison) -> str:
     return f"{what}: {'; '.join(texts)}."
 
 
+def headlines(insight: Insight) -> list[str]:
+    """What a study says about placement and ratio in quality, at equal parameters, a sentence a stage and factor."""
+    said = []
+    for stage in insight.stages:
+        for factor, question in (("placement", "where attention stands"), ("share", "how much attention")):
+            one = insight.compare(stage, factor, insight.study.measure, "params")
+            if len(one.effects) < 2:
+                continue
+            clear = [e for e in one.known if e.clear]
+            start = f"Stage {stage}, {question}: "
+            if not one.known:
+                said.append(f"{start}{NOT_ENOUGH}.")
+            elif not clear:
+                said.append(
+                    f"{start}no difference to “{one.reference}” that can be told "
+                    f"({listed([e.label for e in one.known])} compared)."
+                )
+            else:
+                each = [
+                    f"“{e.label}” is {'better' if (e.value or 0) > 0 else 'worse'} than “{one.reference}” by "
+                    f"{_size_words(e, one.outcome)}"
+                    for e in clear
+                ]
+                said.append(f"{start}{'; '.join(each)}.")
+    return said
+
+
+def _size_words(effect: Effect, outcome: str) -> str:
+    """The size of a clear effect on quality, e.g. ``"0.016 nats (95 %: 0.001 to 0.031)"``."""
+    value, *ends = (abs(displayed(v or 0.0, outcome)) for v in (effect.value, effect.low, effect.high))
+    digits, unit = (3, "nats") if outcome == "nll" else (1, "points")
+    low, high = (f"{end:.{digits}f}" for end in sorted(ends))
+    return f"{value:.{digits}f} {unit} (95 %: {low} to {high})"
+
+
 def _inside(words: str) -> str:
     """``"a (b to c)"`` for use among commas, ``"a [b to c]"``."""
     return words.replace("(", "[").replace(")", "]")

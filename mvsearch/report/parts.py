@@ -90,7 +90,8 @@ def difference_words(study: StudyData, found: Difference | None) -> str:
     amount = points(found.top1)
     if found.top1_half is not None:
         amount = f"{100 * found.top1:+.1f} ± {100 * found.top1_half:.1f} points"
-    texts = [nll, f"top-1 {amount}"]
+    # A line may not break at the hyphen of "top-1".
+    texts = [f'<span class="nb">{nll}</span>', f'<span class="nb">top-1 {amount}</span>']
     words = listed(texts[::-1] if study.measure == "top1" else texts).replace("-0", "−0").replace(" -", " −")
     return words + (" (within the noise between seeds)" if found.clear(study.measure) is False else "")
 

@@ -20,6 +20,7 @@ from mvsearch.report.insight import (
     Insight,
     comparison_words,
     effect_words,
+    headlines,
     source_words,
     unsupported,
 )
@@ -34,8 +35,10 @@ def insight_section(study: StudyData, insight: Insight) -> str:
     groups: dict[tuple[int, str], list[Comparison]] = {}
     for one in insight.comparisons:
         groups.setdefault((one.stage, one.factor), []).append(one)
+    short = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in headlines(insight))
     parts = [
         '<h2 id="insight">Insight: what ratio, placement, state and width do</h2>',
+        f"<p>In short, {OUTCOME_NAMES[study.measure]} at equal parameters:</p><ul>{short}</ul>" if short else "",
         "<p>Wider layouts are better and slower whatever their order, so no plain averages here. Each dot is a kind "
         "of stage minus the reference kind, at equal parameters or at equal throughput, with its 95 % interval. "
         "Filled dots are from matched pairs: layouts equal in everything else, whose costs differ by at most "

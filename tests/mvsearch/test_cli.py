@@ -186,6 +186,18 @@ def test_light_verbs_import_neither_torch_nor_the_configuration(home, verb):
     assert done.returncode == 0, done.stderr
 
 
+def test_insight_of_a_small_study_says_that_it_is_small(monkeypatch, home):
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(app, ["insight", "quick"])
+    assert done.exit_code == 0, done.output
+    assert "not enough trials to say" in done.output
+    assert "too few for a model" in done.output
+    assert done.output.strip().splitlines()[-1] == "Next: mvsearch report quick, and its section Insight"
+    rows = json.loads(CliRunner().invoke(app, ["insight", "quick", "--format", "json"]).stdout)
+    assert {row["factor"] for row in rows} >= {"share", "placement"}
+    assert {row["source"] for row in rows} == {None}
+
+
 BAD = {
     "no such file": (["launch", "nowhere.yaml"], "nowhere.yaml"),
     "a directory": (["launch", "."], "."),
@@ -204,6 +216,17 @@ BAD = {
     "no workers": (["launch", "stagewise", "--workers", "0"], "workers"),
     "no timings": (["launch", "stagewise", "--timings", "nowhere.csv"], "nowhere.csv"),
     "no study": (["report", "nothing"], "nothing"),
+    "no study for insight": (["insight", "nothing"], "nothing"),
+    "no studies to compare": (["compare", "nothing", "else"], "nothing"),
+    "one study to compare": (["compare", "nothing"], "two or more"),
+    "no such design": (["launch", "stagewise", "--set", "search.design=ratio"], "search.design"),
+    "a design with rungs": (
+        [
+            *("launch", "stagewise", "--design", "placement", "--set", "search.sampler=random"),
+            *("--set", "proxy.epochs=4", "--set", "fidelity={eta: 2, rungs: 2}"),
+        ],
+        "fidelity",
+    ),
     "no study to export": (["export", "nothing"], "nothing"),
     "no folder for init": (["init", "--data", "nowhere"], "nowhere"),
 }

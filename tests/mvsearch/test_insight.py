@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mvsearch.report.insight import (
     Insight,
     comparison_words,
     effect_words,
+    headlines,
     insight_table,
     paired_differences,
     published_blocks,
@@ -171,6 +173,18 @@ def test_a_small_study_claims_nothing_and_says_why() -> None:
     assert all(NOT_ENOUGH in comparison_words(one) for one in insight.comparisons)
     assert any("too few for a model" in sentence for sentence in unsupported(insight))
     assert NOT_ENOUGH in page(insight.study)
+
+
+def test_headlines_say_what_is_better_and_what_cannot_be_told() -> None:
+    said = headlines(Insight(study_factory.study(trials=120, failures=0)))
+    (third,) = [sentence for sentence in said if sentence.startswith("Stage 3, where attention stands")]
+    found = re.search(r"“first” is worse than “last” by (\S+) nats \(95 %: (\S+) to ([\d.]+)\)", third)
+    value, low, high = map(float, found.groups())
+    assert 0 < low < value < high
+    (second,) = [sentence for sentence in said if sentence.startswith("Stage 2, where attention stands")]
+    assert "no difference to “last” that can be told" in second or "than “last”" in second
+    few = headlines(Insight(study_factory.study(trials=7, failures=0)))
+    assert all(NOT_ENOUGH in sentence for sentence in few)
 
 
 def test_throughput_at_matched_throughput_is_refused() -> None:
