@@ -137,6 +137,7 @@ def launch(
     if dry_run:
         done = pretend(
             config,
+            studies=studies,
             where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
             timings=timings,
             view=terminal.NoticesOnly(out),

@@ -616,6 +616,69 @@ class ThroughputConfig(_Section):
         return self
 
 
+def _names(value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        raise _wrong(value, "the name of a model of the library, or a list of them, such as [mambavision_t]")
+    if len(set(names)) < len(names):
+        raise _wrong(value, "a list in which no name is repeated")
+    return tuple(names)
+
+
+def _weights(value: object) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not value:
+        raise _wrong(value, "a mapping from placement rules to weights, such as {last: 3, first: 1}")
+    found = {_word(*PLACEMENTS)(rule): _number(0)(weight) for rule, weight in value.items()}
+    if not sum(found.values()):
+        raise _wrong(dict(value), "weights of which at least one is above 0")
+    return found
+
+
+class WarmStartConfig(_Section):
+    """What a search begins with beside its hand-made layouts. In YAML also a study alone: ``warm_start: studies/x``."""
+
+    study: Annotated[str | None, BeforeValidator(_or_null(_path))] = None
+    """Name or folder of a study. What it measured under the same conditions is taken over; null: none."""
+    layouts: _Whole1 = 10
+    """How many of its layouts, the best first, are trained again where their trainings cannot be taken over."""
+    known: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Models of the library whose layouts are scaled into the space: mambavision_t, mambavision_s, one's own."""
+    placement: Annotated[dict[str, float] | None, BeforeValidator(_or_null(_weights))] = None
+    """Weights of placement rules, such as {last: 3, first: 1}, with which `draws` layouts are drawn; null: none."""
+    draws: _Whole1 = 10
+    """How many layouts are drawn with the weights of `placement`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        return {"study": str(data)} if isinstance(data, (str, Path)) else data
+
+    @model_validator(mode="after")
+    def _fits(self) -> WarmStartConfig:
+        for key, needed in _WARM_NEEDS.items():
+            if key in self.model_fields_set and getattr(self, needed) is None:
+                raise _wrong(getattr(self, key), f"only with {needed}; add it, or remove {key}", key)
+        if self.study is None and not self.known and self.placement is None:
+            raise _wrong({}, "null, a study, or a mapping with at least one of study, known and placement")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What has no effect is refused when read, so it is not written either.
+        idle = {key for key, needed in _WARM_NEEDS.items() if getattr(self, needed) is None}
+        return {key: value for key, value in handler(self).items() if value not in (None, [], ()) and key not in idle}
+
+
+# Keys of a warm start that mean something only beside another.
+_WARM_NEEDS = {"layouts": "study", "draws": "placement"}
+
+
+def _warm_start(value: object) -> object:
+    if value is None or (value and isinstance(value, (str, Path, Mapping, WarmStartConfig))):
+        return value
+    raise _wrong(value, "null, a study (studies/x), or a mapping with study, known or placement")
+
+
 class StudyConfig(_Section):
     """One study: what `mvsearch launch FILE` reads."""
 
@@ -637,6 +700,8 @@ class StudyConfig(_Section):
     """How throughput is measured."""
     throughput: ThroughputConfig = ThroughputConfig()
     """Where throughputs come from, if they are not measured."""
+    warm_start: Annotated[WarmStartConfig | None, BeforeValidator(_warm_start)] = None
+    """null, a study (studies/x) or a mapping: what the search begins with beside the hand-made layouts."""
 
     @model_validator(mode="after")
     def _fits(self) -> StudyConfig:
@@ -672,8 +737,9 @@ class StudyConfig(_Section):
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A study started before there were rungs has no such key, and goes on.
-        return {key: value for key, value in handler(self).items() if key != "fidelity" or value is not None}
+        # A study started before there were rungs or warm starts has no such key, and goes on.
+        later = ("fidelity", "warm_start")
+        return {key: value for key, value in handler(self).items() if key not in later or value is not None}
 
     @property
     def rung_epochs(self) -> tuple[int, ...]:
@@ -683,6 +749,11 @@ class StudyConfig(_Section):
             return (epochs,)
         earlier = (max(1, round(epochs / fidelity.eta**k)) for k in range(fidelity.rungs - 1, 0, -1))
         return (*earlier, epochs)
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """Seeds of a layout's trainings, the same for every layout."""
+        return tuple(self.search.seed * 1000 + number for number in range(self.proxy.seeds))
 
     @property
     def deployed_image_size(self) -> int:

@@ -31,6 +31,7 @@ from mvsearch.storage import brief_optuna_study
 from mvsearch.study import StudyFolder, write_results
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
+from mvsearch.warm_start import plan_warm_start, read_warm_start, source_study
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,21 @@ def launch(
         for path in (folder.ledger, folder.journal):
             if notice := repair_tail(path):
                 view.notice(notice)
-        folder.check(config.resolved_yaml())
+        new = folder.check(config.resolved_yaml())
+        source = source_study(config, folder) if new else None
         pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference()), data, where)
         try:
-            new = folder.begin(config.resolved_yaml())  # once the workers are there: a refused launch binds no name
-            folder.record_environment(environment(config, space, data, pool, folder))
-            search = Search(config, space, folder, pool, view=view, timings=recorded)
+            surroundings = environment(config, space, data, pool, folder)
+            plan = plan_warm_start(config, space, source, surroundings) if new else read_warm_start(config, folder)
+            folder.begin(config.resolved_yaml())  # once the workers are there: a refused launch binds no name
+            folder.record_environment(surroundings)
+            if new and config.warm_start is not None:
+                plan.write(folder, source)
+            search = Search(config, space, folder, pool, view=view, timings=recorded, warm_start=plan)
             on_space(space, pool, new, len(search.records()))
+            if new:
+                for notice in plan.notices:
+                    view.notice(notice)
             outcome = search.run()
         except SearchFailed:
             write_results(folder)  # it says what failed and why
@@ -255,6 +264,7 @@ class DryRun:
 def dry_run(
     config: StudyConfig,
     *,
+    studies: Path,
     where: Where,
     timings: Path | None,
     view: View,
@@ -266,6 +276,7 @@ def dry_run(
 
     Args:
         config: the resolved configuration.
+        studies: the folder of all studies, where a warm start finds the one it names.
         where: ``workers`` is the number of pretended devices; None: as many as a launch would use here.
         timings: must be None: throughputs are made up too.
         view: what a person sees while it runs.
@@ -300,12 +311,15 @@ def dry_run(
         train_images=config.proxy.train_images or Synthetic.train_images,
     )
     pool = ReplayPool(MakeReplayWorker(synthetic=synthetic), devices=devices)
+    plan = plan_warm_start(config, space, source_study(config, StudyFolder(studies / config.name)), None)
     with tempfile.TemporaryDirectory(prefix="mvsearch-dry-run-") as temporary:
         folder = StudyFolder(Path(temporary) / config.name)
         folder.path.mkdir()
         folder.begin(config.resolved_yaml())
-        search = Search(config, space, folder, pool, view=view, study=brief_optuna_study(folder))
+        search = Search(config, space, folder, pool, view=view, study=brief_optuna_study(folder), warm_start=plan)
         on_space(space, pool, True, 0)
+        for said in plan.notices:
+            view.notice(said)
         outcome = search.run()
         lines, records = search.ledger.evaluations, search.records()
     return DryRun(

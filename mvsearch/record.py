@@ -36,6 +36,7 @@ class Evaluation:
         layout: `HybridLayout.to_dict()` of the deployed layout.
         trial: number of the Optuna trial that asked for it.
         baseline: name of the hand-made baseline ("last half", …), or None.
+        warm_start: where a layout came from that the search began with ("old, trial 12", "mambavision_t"), or None.
         cost: ``params``, ``macs``, ``macs_attention``, ``macs_scan`` (per image) and ``memory`` (bytes at the
             deployment batch), from `mambavision.cost`.
         seed: seed of the training; None for a timing.
@@ -53,7 +54,8 @@ class Evaluation:
         ended: Unix time, seconds.
         worker: name of the worker that did it.
         device: name of the device it ran on ("cpu", "cuda:0 NVIDIA H100", …).
-        conditions: everything else that bears on the numbers (threads, dtype, batch size, image size, source, …).
+        conditions: everything else that bears on the numbers (threads, dtype, batch size, image size, source, …). What
+            was taken over from another study has its ``source`` here: the study and its trial.
         purpose: what it was measured for: ``"search"``, ``"calibrate"`` or ``"confirm"``. Only lines of ``"search"``
             make trial records; the others lie in the same ledger and change nothing of the search.
     """
@@ -75,6 +77,7 @@ class Evaluation:
     device: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
     purpose: str = SEARCH
+    warm_start: str | None = None
 
     @property
     def identity(self) -> tuple[str, str, str, int | None, int, int]:
@@ -125,6 +128,7 @@ class TrialRecord:
 
     Attributes:
         number: number of the Optuna trial that first asked for the layout.
+        warm_start: where it came from, if the search began with it.
         state: ``"COMPLETE"`` (timed, and trained in full with every seed), ``"FAIL"``, ``"WAITING"`` (trained with
             every seed to the end of a rung that is not the last: it may go on), or ``"PARTIAL"`` (on its way).
         nll: mean validation NLL over seeds, nats; None until trained in full.
@@ -146,6 +150,7 @@ class TrialRecord:
     layout: dict[str, Any]
     state: str
     baseline: str | None = None
+    warm_start: str | None = None
     params: int | None = None
     macs: int | None = None
     macs_attention: int | None = None
@@ -174,6 +179,12 @@ class TrialRecord:
     def pattern(self) -> str:
         """Block letters of all stages, separated by ``|``."""
         return "|".join(stage["blocks"] for stage in self.layout["stages"])
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether it was trained in another study, from which a warm start took it over."""
+        trainings = [line for line in self.evaluations if line.what == TRAIN]
+        return self.warm_start is not None and bool(trainings) and all("source" in t.conditions for t in trainings)
 
     @property
     def log2_ratio(self) -> float | None:
@@ -234,6 +245,7 @@ def _record(lines: list[Evaluation], epochs: int, seeds: int) -> TrialRecord:
         layout=first.layout,
         state=state,
         baseline=next((line.baseline for line in lines if line.baseline), None),
+        warm_start=next((line.warm_start for line in lines if line.warm_start), None),
         params=cost.get("params"),
         macs=cost.get("macs"),
         macs_attention=cost.get("macs_attention"),

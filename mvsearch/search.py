@@ -54,6 +54,7 @@ from mvsearch.storage import Memory, open_optuna_study
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming
 from mvsearch.view import LaunchState, View
+from mvsearch.warm_start import WarmStart
 
 MAX_REFUSALS = 50
 POLL_S = 0.25
@@ -165,6 +166,7 @@ class Search:
         view: what a person sees.
         timings: recorded timings by layout key; a layout that is not there is measured.
         study: where the sampler's memory is kept; None: the journal in the folder.
+        warm_start: layouts that are asked for before the sampler is, beside the hand-made ones.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class Search:
         view: View | None = None,
         timings: dict[str, RecordedTiming] | None = None,
         study: optuna.Study | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         self.config = config
         self.space = space
@@ -186,7 +189,10 @@ class Search:
         self.timings = timings or {}
         self.measure = config.objectives.quality
         self.rungs = config.rung_epochs
-        self.seeds = [config.search.seed * 1000 + number for number in range(config.proxy.seeds)]
+        self.seeds = config.training_seeds
+        self._firsts = {first.layout.key: first for first in (warm_start or WarmStart()).firsts}
+        # What another study trained comes on top: `search.trials` is how much to train here.
+        self.wanted = config.search.trials + sum(first.taken is not None for first in self._firsts.values())
         self.ledger = Ledger(folder.ledger)
         metrics = [f"quality ({self.measure})", "log2 throughput ratio"]
         self.memory = Memory(study or open_optuna_study(folder), metrics)
@@ -290,7 +296,7 @@ class Search:
         now = self.pool.now()
         elapsed = now - self._first_job if self._first_job is not None else 0.0
         busy = self._busy_seconds + sum(now - since for since in self._busy_since.values())
-        wanted = self.config.search.trials
+        wanted = self.wanted
         left = max(0, wanted - complete - failed)
         return LaunchState(
             finished=complete,
@@ -329,7 +335,7 @@ class Search:
         Returns:
             True if there was one.
         """
-        if self._told + self._on_the_last_rung() >= self.config.search.trials:
+        if self._told + self._on_the_last_rung() >= self.wanted:
             return False
         if not self._todo and not self.memory.trials(TrialState.WAITING):
             if self._design:
@@ -418,6 +424,9 @@ class Search:
 
     def _advance(self, active: Active) -> None:
         """Hand in what the ledger does not hold of a trial yet; when nothing is missing, tell it."""
+        if (first := self._firsts.get(active.layout.key)) is not None:
+            for line in first.lines(trial=active.trial.number, baseline=active.baseline, cost=active.cost):
+                self._append(line)
         lines = self.ledger.of(active.layout.key)
         failure = next((line for line in lines if line.what == FAIL), None)
         if failure is not None:  # written before a crash, but not told
@@ -494,6 +503,7 @@ class Search:
             layout=active.layout,
             trial=active.trial.number,
             baseline=active.baseline,
+            warm_start=first.label if (first := self._firsts.get(active.layout.key)) else None,
             cost=active.cost,
             limit_s=60 * minutes if (minutes := self.config.search.job_minutes) else None,
             **what,
@@ -662,6 +672,8 @@ class Search:
     def _keep_weights(self) -> None:
         """Keep the weights of the front, the hand-made baselines and what is under way; delete the rest."""
         keep = {record.key for record in self._standing.front}
+        # Those that came with a warm start and are not told yet.
+        keep |= self._firsts.keys() - self._records.keys()
         for path in self.folder.weights.glob("*.safetensors"):
             record = self._records.get(path.stem)
             # What is under way, or was when an earlier launch ended, stays: its first seed is not trained again.
@@ -671,7 +683,7 @@ class Search:
     # -- starting and stopping --------------------------------------------------------------------------------------
 
     def _recover(self) -> deque[tuple[dict[str, Any], dict[str, Any]]]:
-        """What has to be asked for again, and the baselines not asked for yet, in their order."""
+        """What has to be asked for again, and the layouts to begin with that were not asked for yet, in their order."""
         self._release_running()
         trials = self.memory.trials()
         alive = {_step(trial) for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)}
@@ -681,19 +693,29 @@ class Search:
             if _is_interrupted(trial) and step[0] is not None and step not in alive:
                 kept: dict[str, Any] = {
                     name: trial.user_attrs[name]
-                    for name in ("key", "baseline", "continues", "rung")
+                    for name in ("key", "baseline", "warm_start", "continues", "rung")
                     if name in trial.user_attrs
                 }
                 # A trial that was enqueued and killed before all was suggested holds its parameters only there.
                 params = trial.system_attrs.get("fixed_params", trial.params)
                 todo.setdefault(step, (dict(params), kept))
-        for name, layout in self._baselines.items():
-            if (layout.key, 0) not in alive and (layout.key, 0) not in todo:
-                todo[layout.key, 0] = (self.space.encode(layout), {"key": layout.key, "baseline": name})
-        for layout in self._design:
-            if (layout.key, 0) not in alive and (layout.key, 0) not in todo:
-                todo[layout.key, 0] = (self.space.encode(layout), {"key": layout.key})
+        for key, (layout, attributes) in self._to_begin_with().items():
+            if (key, 0) not in alive and (key, 0) not in todo:
+                todo[key, 0] = (self.space.encode(layout), {"key": key, **attributes})
         return deque(todo.values())
+
+    def _to_begin_with(self) -> dict[str, tuple[HybridLayout, dict[str, str]]]:
+        """The layouts that are asked for before the sampler is, by key, with what their trials say of them.
+
+        Those that need no training come first, then the hand-made ones, the rest of a warm start, and a design.
+        """
+        layouts = {key: first.layout for key, first in self._firsts.items() if first.taken}
+        layouts |= {layout.key: layout for layout in self._baselines.values()}
+        layouts |= {key: first.layout for key, first in self._firsts.items()}
+        layouts |= {layout.key: layout for layout in self._design}
+        names = {layout.key: {"baseline": name} for name, layout in self._baselines.items()}
+        labels = {key: {"warm_start": first.label} for key, first in self._firsts.items()}
+        return {key: (layout, names.get(key, {}) | labels.get(key, {})) for key, layout in layouts.items()}
 
     def _release_running(self) -> None:
         """Tell trials that no worker works on any more FAIL, so that none is left RUNNING for ever."""

@@ -80,6 +80,14 @@ class _Choice:
     def middle(self) -> Any:
         return self.values[(len(self.values) - 1) // 2]
 
+    def nearest(self, value: Any) -> Any:
+        """The value where it is allowed; else null where that is; else the nearest as a ratio, to null the largest."""
+        if value in self.values:
+            return self.check(value)
+        if None in self.values:
+            return None
+        return self.values[-1] if value is None else min(self.values, key=lambda own: abs(math.log(own / value)))
+
     def distribution(self) -> BaseDistribution:
         """Evenly spaced whole numbers keep their order for the sampler; anything else is a category."""
         values = self.values
@@ -332,6 +340,40 @@ class _Stage:
             for numbers in combinations
             for pattern in patterns
         ]
+
+    def placed(self, width: int, weights: Mapping[str, float], rng: random.Random) -> StageLayout:
+        """A stage by a rule that is drawn with the weights; depth, attention count and numbers are drawn evenly."""
+        depth = rng.choice(self.depth.values)
+        blocks = self.config.blocks * depth
+        if self.mixed:
+            allowed = self.config.attention.allowed(depth)
+            # With none or all of the blocks attention there is nothing to place.
+            count = rng.choice([count for count in allowed if 0 < count < depth] or allowed)
+            rules = [rule for rule in self.placement.values if weights.get(rule)]
+            if not rules:
+                named = " and ".join(weights)
+                raise SpaceError(
+                    f"{self.placement.name}: {named} is not in the space; {_listed(self.placement.values)}"
+                )
+            blocks = self.place(rng.choices(rules, [weights[rule] for rule in rules])[0], depth, count)
+        return self.build(width, blocks, {key: rng.choice(choice.values) for key, choice in self.numbers.items()})
+
+    def scaled(self, width: int, model: StageLayout, model_width: int) -> StageLayout:
+        """The stage most like a stage of a model that need not be in the space; see `SearchSpace.scaled`."""
+        depth = self.depth.nearest(len(model.blocks))
+        blocks = self.config.blocks * depth
+        if self.mixed:
+            letter = next((c for c in model.blocks if c in _USUAL), "M")
+            if model.blocks == _USUAL[letter](len(model.blocks)):
+                blocks = _USUAL[self.mamba](depth)
+            else:
+                sources = (int((i + 0.5) * len(model.blocks) / depth) for i in range(depth))
+                blocks = "".join("A" if model.blocks[i] == "A" else self.mamba for i in sources)
+            if not self.contains(blocks):
+                blocks = min(self.rules(depth), key=lambda rule: sum(a != b for a, b in zip(rule, blocks, strict=True)))
+        wanted: Numbers = {key: getattr(model, key) for key in self.numbers if key not in ("dim", "head_dim")}
+        wanted |= {"dim": model.dim / model_width, "head_dim": model.dim / (model.heads or 1)}
+        return self.build(width, blocks, {key: choice.nearest(wanted[key]) for key, choice in self.numbers.items()})
 
     def extremes(self, width: int) -> list[StageLayout]:
         """The shortest stage with the smallest numbers and the longest with the largest; least and most attention."""
@@ -702,6 +744,45 @@ class SearchSpace:
                 stages.append(stage.build(width, blocks, numbers))
             found["middle"] = self._layout(stages)
         return found
+
+    def scaled(self, model: HybridLayout) -> HybridLayout | None:
+        """The layout of the space that is most like a model outside it, within the budgets; None if they forbid all.
+
+        Stages correspond from the last one backwards; a stage that mixes Mamba and attention whose counterpart does
+        neither takes the model's next stage that does. Depth, state, … are the nearest of the space as ratios (a window
+        that the space lacks becomes the whole map where it has that). The order stays "last half" (M) or "first half
+        gated" (G) where it is that, else the blocks at the same relative depth are taken; where the space lacks the
+        order, the nearest that a placement rule makes. The width is the nearest at which the layout is within the
+        budgets.
+        """
+        parts = model.stages
+        width = parts[0].dim
+        for own in sorted(self._width.values, key=lambda value: abs(math.log(value / width))):
+            stages = []
+            for number, stage in enumerate(self._stages):
+                i = max(0, number + len(parts) - len(self._stages))
+                if stage.config.blocks != "C":
+                    i = next((j for j in range(i, len(parts)) if parts[j].hybrid), i)
+                stages.append(stage.scaled(own, parts[i], width))
+            layout = self._layout(stages)
+            if not self.excess(layout):
+                return layout
+        return None
+
+    def placed(self, weights: Mapping[str, float], rng: random.Random) -> HybridLayout:
+        """A layout in which a drawn rule places the attention of each stage, without flips; budgets are not looked at.
+
+        Args:
+            weights: of the rules, above 0; those that are not named, and those a stage lacks, are not drawn.
+            rng: of the draws. Width, depths, attention counts and numbers are drawn evenly, each by itself.
+
+        Raises:
+            SpaceError: if a stage has none of the rules, or no stage an order to draw.
+        """
+        if not any(stage.mixed for stage in self._stages):
+            raise SpaceError("placement: no stage of this space has both Mamba and attention, so there is none to draw")
+        width = rng.choice(self._width.values)
+        return self._layout([stage.placed(width, weights, rng) for stage in self._stages])
 
     def reference(self) -> HybridLayout:
         """The layout whose throughput is 1: the baseline "last half", or the first one there is.

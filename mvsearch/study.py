@@ -79,6 +79,11 @@ class StudyFolder:
         return self.path / "checkpoints"
 
     @property
+    def warm_start(self) -> Path:
+        """The layouts that the search began with, if it had a warm start."""
+        return self.path / "warm_start.json"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.path / "report.html"
@@ -97,15 +102,18 @@ class StudyFolder:
         """
         new = not self.config.exists() or not self.ledger.exists() or not self.ledger.stat().st_size
         if not new:
-            changed = _differences(_with_defaults(_read_yaml(self.config)), _parse_yaml(resolved_yaml))
+            changed = differences(with_defaults(_read_yaml(self.config)), _parse_yaml(resolved_yaml))
             changed = [change for change in changed if change[0] not in CHANGEABLE]
             if changed:
                 key, before, now = changed[0]
                 more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-                raise StudyError(
+                message = (
                     f"{self.path}: started with {key} = {before!r}, and now it is {now!r}{more}. "
                     f"Results of both cannot be mixed: take the old value, or another name with --set name=…"
                 )
+                if all(name.partition(".")[0] in ("layout", "budgets") for name, _, _ in changed):
+                    message += f"; with --set warm_start={self.path} beside it, what still fits is taken over"
+                raise StudyError(message)
         return new
 
     def begin(self, resolved_yaml: str) -> bool:
@@ -122,7 +130,7 @@ class StudyFolder:
         """
         new = self.check(resolved_yaml)
         if new:
-            for path in (self.journal, self.environment):
+            for path in (self.journal, self.environment, self.warm_start):
                 path.unlink(missing_ok=True)
         self.weights.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, resolved_yaml)
@@ -181,8 +189,9 @@ def describe_study(folder: StudyFolder) -> str:
         return str(error)
     proxy = study.config["proxy"]
     failed = f", {len(study.failed)} failed" if study.failed else ""
+    wanted = study.config["search"]["trials"] + sum(record.taken_over for record in study.records)
     return (
-        f"{len(study.complete)} of {study.config['search']['trials']} layouts{failed}, "
+        f"{len(study.complete)} of {wanted} layouts{failed}, "
         f"{len(study.front)} on the front; {proxy['data']}, {plural(proxy['epochs'], 'epoch')}"
     )
 
@@ -249,7 +258,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: cannot be read ({error})") from None
 
 
-def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a study, with those that came after it was started at their defaults."""
     from mvsearch.config import StudyConfig
 
@@ -259,16 +268,16 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return config
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """Leaves in which two trees of plain data differ, as (dotted key, before, now)."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for name in [*before, *(name for name in now if name not in before)]:
-            found += _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+            found += differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
         return found
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         found = []
         for number, (left, right) in enumerate(zip(before, now, strict=True)):
-            found += _differences(left, right, f"{key}.{number}")
+            found += differences(left, right, f"{key}.{number}")
         return found
     return [] if before == now else [(key, before, now)]

@@ -262,7 +262,9 @@ def print_outcome(
     busy = f" Workers were busy {percent(utilisation, 1)} of the time." if utilisation is not None else ""
     waiting = study.waiting
     stopped = f" {plural(len(waiting), 'layout')} stopped at an earlier rung." if waiting else ""
-    out.print(f"\n{plural(len(study.complete), 'layout')} trained in full.{stopped}{busy}")
+    taken = sum(record.taken_over for record in study.complete)
+    elsewhere = f", {taken} of them in the study that was the warm start" if taken else ""
+    out.print(f"\n{plural(len(study.complete), 'layout')} trained in full{elsewhere}.{stopped}{busy}")
     out.print("Written: " + ", ".join(files))
     out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
 

@@ -23,6 +23,7 @@ class Job:
         layout: the deployed layout.
         trial: number of the Optuna trial that asks for it.
         baseline: name of the hand-made baseline, or None.
+        warm_start: what goes into `Evaluation.warm_start`.
         cost: what goes into `Evaluation.cost`.
         seed: of a training.
         from_epoch: epochs done before; `checkpoint` is theirs.
@@ -38,6 +39,7 @@ class Job:
     layout: HybridLayout
     trial: int
     baseline: str | None = None
+    warm_start: str | None = None
     cost: dict[str, int] = field(default_factory=dict)
     seed: int | None = None
     from_epoch: int = 0
@@ -56,6 +58,7 @@ class Job:
                 "layout": self.layout.to_dict(),
                 "trial": self.trial,
                 "baseline": self.baseline,
+                "warm_start": self.warm_start,
                 "cost": self.cost,
                 "seed": self.seed,
                 "from_epoch": self.from_epoch,

@@ -465,13 +465,13 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
         measure: quality by which ``on_front`` is decided, ``"nll"`` or ``"top1"``.
 
     Returns:
-        The columns of trials.csv. ``state`` is that of `TrialRecord`; ``epochs`` says how far a WAITING layout was
-        trained, ``rung_nll`` and ``rung_top1`` what it reached there (the means over seeds at the last rung that every
-        seed has reached, which for a COMPLETE layout are ``nll`` and ``top1``). ``top1`` is 0 to 1, ``nll`` in nats,
-        ``memory`` in bytes, ``macs`` for one image, ``started`` and ``ended`` in Unix seconds; ``windows`` and
-        ``reference_windows`` are the raw timing windows in img/s, ``seeds`` the seeds, joined by ``;``. Of each stage
-        k: ``stagek_blocks``, ``stagek_attention_share`` (0 to 1), ``stagek_state`` (missing where nothing scans),
-        ``stagek_dim``, ``stagek_depth``.
+        The columns of trials.csv. ``warm_start`` says where a layout came from that the search began with. ``state`` is
+        that of `TrialRecord`; ``epochs`` says how far a WAITING layout was trained, ``rung_nll`` and ``rung_top1`` what
+        it reached there (the means over seeds at the last rung that every seed has reached, which for a COMPLETE layout
+        are ``nll`` and ``top1``). ``top1`` is 0 to 1, ``nll`` in nats, ``memory`` in bytes, ``macs`` for one image,
+        ``started`` and ``ended`` in Unix seconds; ``windows`` and ``reference_windows`` are the raw timing windows in
+        img/s, ``seeds`` the seeds, joined by ``;``. Of each stage k: ``stagek_blocks``, ``stagek_attention_share``
+        (0 to 1), ``stagek_state`` (missing where nothing scans), ``stagek_dim``, ``stagek_depth``.
     """
     import pandas as pd
 
@@ -486,6 +486,7 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
             "pattern": record.pattern,
             "state": record.state,
             "baseline": record.baseline,
+            "warm_start": record.warm_start,
             "on_front": record.key in on_front,
         }
         row |= {name: getattr(record, name) for name in _COUNTS}
