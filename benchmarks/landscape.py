@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from mambavision.layout import HybridLayout
 from mvsearch.config import load_config
@@ -73,6 +76,11 @@ class Synthetic:
         quality, throughput = self._enumerated
         return quality.min(), np.ptp(quality), throughput.min(), np.ptp(throughput)
 
+    @property
+    def octaves(self) -> float:
+        """log2 of the fastest layout's throughput over the slowest's."""
+        return float(self._ranges[3])
+
     def raw(self, layout: HybridLayout) -> tuple[float, float]:
         first, second = layout.stages
         quality, throughput = self.values(
@@ -91,7 +99,17 @@ class Synthetic:
         quality, throughput = self.raw(layout)
         return (quality - low) / span, (throughput - slow) / octaves
 
-    reference = (0.3, 0.0)
+    def measure(self, layout: HybridLayout, rng: np.random.Generator) -> tuple[float, float]:
+        """`true`, with the noise of one measurement."""
+        quality, throughput = self.true(layout)
+        _, span, _, octaves = self._ranges
+        quality += self.noise / span * rng.standard_normal()
+        return quality, throughput + math.log2(1 + self.throughput_noise * rng.standard_normal()) / octaves
+
+    @property
+    def reference(self) -> tuple[float, float]:
+        """(quality, throughput) of the corner from which hypervolume is measured."""
+        return 0.3, 0.0
 
     @cached_property
     def best(self) -> float:
@@ -104,3 +122,56 @@ class Synthetic:
         front = order[new]
         points = [Point("", (quality[i] - low) / span, (throughput[i] - slow) / octaves) for i in front]
         return hypervolume(points, self.reference)
+
+
+class Table:
+    """Layouts that were all trained and timed: what `tabular/train.py` wrote.
+
+    A layout's true quality is minus the NLL at the last rung, the mean over its seeds; that is what a trial is told.
+
+    Args:
+        path: the CSV; the space lies beside it under the name in its header.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open(encoding="utf-8") as file:
+            conditions = json.loads(file.readline().lstrip("# "))
+        rows = pd.read_csv(path, comment="#")
+        self.conditions = conditions
+        self.space = SearchSpace(
+            load_config(path.parent / conditions["space"]), num_classes=conditions["classes"], in_chans=1
+        )
+        self.rungs = sorted(int(epoch) for epoch in rows.epoch.unique())
+        layouts = {layout.key: layout for layout in self.space.layouts()}
+        self.layouts = [layouts[key] for key in rows.key.unique()]
+        first = rows.groupby("key").first()
+        self.throughput = {str(key): math.log2(ratio) for key, ratio in first.ratio.items()}
+        by_rung = rows.groupby(["key", "epoch", "seed"])
+        self._nll = {index: float(nll) for index, nll in by_rung.nll.first().items()}
+        self._seconds = {index: float(cost) for index, cost in by_rung[_cost_column(rows)].first().items()}
+        self.seeds = sorted(int(seed) for seed in rows.seed.unique())
+        baselines = [self.throughput[layout.key] for layout in self.space.baselines().values()]
+        self.reference = (-math.log(conditions["classes"]), min(baselines) - 1)
+        points = [Point(layout.key, *self.true(layout)) for layout in self.layouts]
+        self.best = hypervolume(points, self.reference)
+
+    def qualities(self, layout: HybridLayout, rung: int) -> tuple[float, ...]:
+        """Minus the NLL of each seed at a rung, from 0."""
+        return tuple(-self._nll[layout.key, self.rungs[rung], seed] for seed in self.seeds)
+
+    def true(self, layout: HybridLayout) -> tuple[float, float]:
+        qualities = self.qualities(layout, len(self.rungs) - 1)
+        return sum(qualities) / len(qualities), self.throughput[layout.key]
+
+    def measure(self, layout: HybridLayout, rng: np.random.Generator) -> tuple[float, float]:
+        """What a trial is told: `true`."""
+        return self.true(layout)
+
+    def seconds(self, layout: HybridLayout, rung: int | None = None) -> float:
+        """Training seconds of all seeds from the start to the end of a rung; None: of the last."""
+        epoch = self.rungs[-1 if rung is None else rung]
+        return sum(self._seconds[layout.key, epoch, seed] for seed in self.seeds)
+
+
+def _cost_column(rows: pd.DataFrame) -> str:
+    return "cpu_seconds" if "cpu_seconds" in rows else "train_seconds"

@@ -10,10 +10,23 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from plotly.graph_objects import Figure
+
 from mvsearch.report import figures
 from mvsearch.study import find_study, load_study
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+def write_png(figure: Figure, target: Path, chromium: str = "/usr/bin/chromium") -> None:
+    """Write a figure of a given width and height."""
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "figure.html"
+        style = "<style>body { margin: 0; font-family: sans-serif }</style>"
+        page.write_text(style + figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
+        options = [f"--user-data-dir={scratch}/profile", "--virtual-time-budget=5000", f"--screenshot={target}"]
+        size = f"--window-size={int(figure.layout.width)},{int(figure.layout.height)}"
+        subprocess.run([chromium, *FLAGS, *options, size, page.as_uri()], check=True, capture_output=True, timeout=120)
 
 
 def main() -> None:
@@ -29,16 +42,8 @@ def main() -> None:
         height = (figure.layout.height or 560) + 40
         figure.update_layout(width=1000, height=height, paper_bgcolor="white", plot_bgcolor="white", margin_t=90)
         figure.update_layout(title_y=0.975, title_yanchor="top", title_yref="container")
-        with tempfile.TemporaryDirectory() as scratch:
-            page = Path(scratch) / "figure.html"
-            style = "<style>body { margin: 0; font-family: sans-serif }</style>"
-            page.write_text(style + figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
-            target = folder.path / f"{name}.png"
-            options = [f"--user-data-dir={scratch}/profile", "--virtual-time-budget=5000", f"--screenshot={target}"]
-            size = f"--window-size=1000,{int(height)}"
-            subprocess.run(
-                [args.chromium, *FLAGS, *options, size, page.as_uri()], check=True, capture_output=True, timeout=120
-            )
+        target = folder.path / f"{name}.png"
+        write_png(figure, target, args.chromium)
         print(f"Written: {target}")
 
 

@@ -41,16 +41,24 @@ _DRAWS = 100
 _KEPT = 200
 _STEPS = (0.6, 0.3, 0.1)  # how likely a candidate is 1, 2 or 3 changes away from its parent
 _MODEL_FROM = 4  # layouts with a quality
+_FITTED = 300  # qualities that hyperparameters are fitted to at most
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What has been asked for so far: every layout and its key, what was observed, and what is under way."""
+    """What has been asked for so far.
+
+    Attributes:
+        seen: keys of the layouts of this study.
+        own: its layouts.
+        observations: what did not fail, of other studies too.
+        pending: what is under way.
+    """
 
     seen: set[str]
-    layouts: set[HybridLayout]
+    own: Sequence[Observation]
     observations: Sequence[Observation]
-    pending: list[Observation]
+    pending: Sequence[Observation]
 
 
 class KnownCostSampler(BaseSampler):
@@ -153,7 +161,7 @@ class KnownCostSampler(BaseSampler):
         own = [observation for observation in found if observation.source is None]
         return _Known(
             seen={observation.key for observation in own},
-            layouts={observation.layout for observation in own},
+            own=own,
             observations=[observation for observation in found if not observation.failed],
             pending=[observation for observation in own if observation.under_way and not observation.failed],
         )
@@ -205,10 +213,10 @@ class KnownCostSampler(BaseSampler):
     # -- what to ask for ----------------------------------------------------------------------------------------------
 
     def _propose(self, known: _Known) -> HybridLayout:
-        measured = on_one_scale(known.observations, self._rungs)
-        few = len(known.seen) < RULE_LAYOUTS and all(m.observation.source is None for m in measured)
+        measured = sum(observation.rung is not None for observation in known.observations)
+        borrowed = any(observation.source is not None for observation in known.observations)
         layout = None
-        if few or len(measured) < _MODEL_FROM:
+        if (len(known.seen) < RULE_LAYOUTS and not borrowed) or measured < _MODEL_FROM:
             layout = self._rule_layout(known.seen)
         else:
             layout = self._from_list(known, measured)
@@ -234,29 +242,26 @@ class KnownCostSampler(BaseSampler):
                     return layout
         return None
 
-    def _from_list(self, known: _Known, measured: list[Measured]) -> HybridLayout | None:
+    def _from_list(self, known: _Known, measured: int) -> HybridLayout | None:
         """The next of a short list, which one look at the models has given; a longer one the more there is known."""
-        length = 1 + len(measured) // 100
-        if len(measured) >= self._proposals_from + length:
+        length = 1 + measured // 100
+        if measured >= self._proposals_from + length:
             self._proposals = []
-        while self._proposals:
-            layout = self._proposals.pop(0)
-            if layout.key not in known.seen:
-                return layout
-        self._proposals = self._best(known, measured, length)
-        self._proposals_from = len(measured)
-        return next((layout for layout in self._proposals if layout.key not in known.seen), None)
+        self._proposals = [layout for layout in self._proposals if layout.key not in known.seen]
+        if not self._proposals:
+            best = self._best(known, length)
+            self._proposals = [layout for layout in best if layout.key not in known.seen]
+            self._proposals_from = measured
+        return self._proposals[0] if self._proposals else None
 
-    def _best(self, known: _Known, measured: list[Measured], length: int) -> list[HybridLayout]:
+    def _best(self, known: _Known, length: int) -> list[HybridLayout]:
         """The layouts that are expected to add most hypervolume, each taking those before it as trained."""
-        timed = [o for o in known.observations if o.throughput is not None]
-        timed = timed[-MODELLED:]
-        throughputs = ThroughputModel(
-            self._made_of([o.layout for o in timed]), np.array([o.throughput for o in timed], dtype=float)
-        )
+        measured = on_one_scale(known.observations, self._rungs)
+        throughputs = self._fit_throughput([o for o in known.observations if o.throughput is not None][-MODELLED:])
         of_measured = self._throughputs([m.observation for m in measured], throughputs)
+        due = _last_refit(len(measured))
         measured, of_measured = _reduced(measured, of_measured)
-        model = self._model(measured)
+        model = self._model(measured, due)
         own = [i for i, m in enumerate(measured) if m.observation.source is None]
         means = _per_layout(model.fitted(), measured)
         front = pareto_front(Point(measured[i].observation.key, means[i], of_measured[i]) for i in own)
@@ -266,7 +271,7 @@ class KnownCostSampler(BaseSampler):
         by_key = {m.observation.key: m.observation.layout for m in measured}
         waiting = [o for o in known.pending if o.rung is None]
         # Layouts of a space are equal where their keys are, and faster to compare.
-        candidates = self._candidates([by_key[p.key] for p in front], known.layouts)
+        candidates = self._candidates([by_key[p.key] for p in front], {o.layout for o in known.own})
         if not candidates:
             return []
         layouts = [o.layout for o in waiting] + candidates
@@ -293,30 +298,39 @@ class KnownCostSampler(BaseSampler):
         self._kept = [layouts[i] for i in order[:_KEPT] if gains[i] >= 0]
         return [layouts[i] for i in chosen]
 
-    def _model(self, measured: list[Measured]) -> QualityModel:
+    def _fit_throughput(self, timed: list[Observation]) -> ThroughputModel:
+        rows = self._made_of([o.layout for o in timed])
+        return ThroughputModel(rows, np.array([o.throughput for o in timed], dtype=float))
+
+    def _model(self, measured: list[Measured], due: int) -> QualityModel:
+        """The posterior, with the hyperparameters of when there were `due` layouts."""
         rows = self._quality_rows([m.observation.layout for m in measured])
         lengths = [len(m.qualities) for m in measured]
         rows = np.repeat(rows, lengths, axis=0)
         values = np.array([quality for m in measured for quality in m.qualities])
         variances = np.repeat([m.variance for m in measured], lengths)
-        due = _last_refit(len(measured))
         if self._hyperparameters is None or self._hyperparameters[0] != due:
             first = sum(lengths[:due])
-            fitted = fit_hyperparameters(rows[:first], values[:first], variances[:first], seed=due)
+            # Three numbers need no more rows than these, and the time grows with the cube of the rows.
+            some = np.unique(np.linspace(0, first - 1, min(first, _FITTED)).round().astype(int))
+            fitted = fit_hyperparameters(rows[some], values[some], variances[some], seed=due)
             self._hyperparameters = due, fitted
         return QualityModel(rows, values, variances, self._hyperparameters[1])
 
     def _candidates(self, front: list[HybridLayout], seen: set[HybridLayout]) -> list[HybridLayout]:
         if self._space.count() <= ENUMERATED:
             return [layout for layout in self._all if layout not in seen]
-        drawn = list(self._kept)
+        drawn = [*self._kept, *self._mutations(front), *(self._space.sample(self._rng) for _ in range(_DRAWS))]
+        return [layout for layout in dict.fromkeys(drawn) if layout not in seen and not self._space.excess(layout)]
+
+    def _mutations(self, front: list[HybridLayout]) -> list[HybridLayout]:
+        found = []
         for _ in range(_MUTATIONS):
             layout = self._rng.choice(front)
             for _ in range(self._rng.choices(range(1, len(_STEPS) + 1), _STEPS)[0]):
                 layout = self._space.mutate(layout, self._rng)
-            drawn.append(layout)
-        drawn += [self._space.sample(self._rng) for _ in range(_DRAWS)]
-        return [layout for layout in dict.fromkeys(drawn) if layout not in seen and not self._space.excess(layout)]
+            found.append(layout)
+        return found
 
     @cached_property
     def _all(self) -> list[HybridLayout]:
