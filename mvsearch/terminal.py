@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mvsearch.report.insight import NamedPattern
     from mvsearch.space import SearchSpace, SpaceDescription
     from mvsearch.status import Status
-    from mvsearch.trust import Confirmation
+    from mvsearch.trust import Confirmation, ConfirmedGain
 
 LINES_OF_FRONT = 8
 
@@ -314,7 +314,9 @@ def confirmed_lines(found: Confirmation) -> Table:
     table.add_column("layout", no_wrap=True)
     for name in ("ratio", "searched", "validation", "test", "NLL, test"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("over the hand-made", no_wrap=True)
     table.add_column("against the faster", no_wrap=True)
+    gains = {gain.layout: gain for gain in found.gains}
     for one in found.layouts:
         standing = {"front": "better", "undecided": "not told apart", "dominated": "worse"}
         verdict = standing[one.standing.verdict] if one.standing else DASH
@@ -327,9 +329,16 @@ def confirmed_lines(found: Confirmation) -> Table:
             with_error(one.val.top1, one.val.top1_sd),
             with_error(one.test.top1, one.test.top1_sd),
             f"{one.test.nll:.3f}",
+            _gain_words(gains[one.key]) if one.key in gains else DASH,
             verdict if one.standing is None or one.standing.rival else "nothing is faster",
         )
     return table
+
+
+def _gain_words(gain: ConfirmedGain) -> str:
+    """Points of test top-1 over a hand-made layout at least as fast, with the standard error of the difference."""
+    error = f" ± {100 * gain.top1_se:.1f}" if gain.top1_se is not None else ""
+    return f"{100 * gain.top1:+.1f}{error} ({gain.baseline})".replace("-", "−")
 
 
 def print_dry_run(out: Console, name: str, done: DryRun) -> None:

@@ -367,3 +367,5 @@ def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
     one = study.confirmation.layouts[0]
     assert f"{100 * one.test.top1:.1f} ± {100 * one.test.top1_sd:.1f} %" in text
     assert "or mvsearch calibrate synthetic" in text
+    gain = study.confirmation.gains[0]
+    assert f"{100 * gain.top1:+.1f} ± {100 * gain.top1_se:.1f} ({gain.baseline})".replace("-", "−") in text
