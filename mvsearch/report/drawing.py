@@ -447,7 +447,7 @@ def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> N
     for label, effect in zip(labels, one.effects, strict=True):
         if effect.low is None:
             if effect.source == REFERENCE:
-                spot = {"x": _axis(scale(0.0), one), "text": "reference", "yshift": 9}
+                spot = {"x": _axis(scale(0.0), one), "text": "reference", "xanchor": "left", "xshift": 4}
             else:
                 spot = {"x": 0.5, "xref": "x domain", "text": f"<i>{NOT_ENOUGH}</i>"}
             figure.add_annotation(y=label, showarrow=False, font={"size": 11}, **spot, **where)

@@ -286,11 +286,19 @@ class Insight:
         units = self._units(pairs, kinds, outcome)
         sets = [(_everything_else(r, facts, stage, factor), seed) for (r, facts), _, _, seed in units]
         costs = [_cost(record, matched) for (record, _), _, _, _ in units]
-        joined = _joined_within(sets, costs, None if matched == "rest" else math.log1p(CALIPER))
         covariates = []
-        if factor == "share":  # within a share the place is free, so it is held equal linearly
+        joined = _joined_within(sets, costs, None if matched == "rest" else math.log1p(CALIPER))
+        if factor == "share":
+            # What only Mamba has, and what only attention has, must be equal where both layouts have it.
             own = [facts[stage - 1] for (_, facts), _, _, _ in units]
-            covariates.append(np.array([fact.centre - 0.5 if fact.centre and fact.share < 1 else 0.0 for fact in own]))
+            for has in ([fact.state for fact in own], [_head_dim(r, stage) for (r, _), _, _, _ in units]):
+                values_of = np.array([-1 if value is None else value for value in has])
+                equal = values_of[:, None] == values_of[None, :]
+                joined &= equal | (values_of < 0)[:, None] | (values_of < 0)[None, :]
+            # Within a share the place is free, so it is held equal linearly.
+            covariates.append(
+                np.array([0.0 if fact.centre is None or fact.share == 1 else fact.centre - 0.5 for fact in own])
+            )
         values = np.array([value for _, _, value, _ in units])
         counts = Counter(kinds)
         found = paired_differences([kind for _, kind, _, _ in units], values, joined, reference, covariates)
@@ -401,7 +409,7 @@ def _everything_else(record: TrialRecord, facts: Sequence[StageFacts], stage: in
     parts: list[Any] = []
     for data, fact in zip(record.layout["stages"], facts, strict=True):
         rest = {k: v for k, v in data.items() if k not in ("blocks", "dim", "state", "heads", "layer_scale")}
-        head_dim = data["dim"] // data.get("heads", 1) if "A" in fact.blocks else None
+        head_dim = _head_dim(record, fact.number)
         own = fact.number == stage
         if factor == "width":
             parts.append((fact.blocks, fact.state, fact.dim / facts[0].dim))
@@ -413,9 +421,15 @@ def _everything_else(record: TrialRecord, facts: Sequence[StageFacts], stage: in
         elif factor == "state":
             parts.append((fact.blocks, fact.dim, head_dim, tuple(rest.items())))
         else:
-            # Without Mamba (attention) there is no state (head) to be equal in, so that all of a size are one set.
+            # State and heads: see `_by_pairs`.
             parts.append((len(fact.blocks), fact.dim, tuple(rest.items())))
     return tuple(parts)
+
+
+def _head_dim(record: TrialRecord, stage: int) -> int | None:
+    """Channels of an attention head of a stage; None without attention."""
+    data = record.layout["stages"][stage - 1]
+    return data["dim"] // data.get("heads", 1) if "A" in data["blocks"] else None
 
 
 def _cost(record: TrialRecord, matched: str) -> float:

@@ -83,6 +83,33 @@ def test_pairs_beyond_the_caliper_are_not_matched() -> None:
     assert source(study(1060, 1.02), "throughput") == PAIRS
 
 
+def test_the_state_does_not_confound_the_share() -> None:
+    # A large state is worth 0.2 nats and was tried with little attention; attention itself does nothing.
+    rows, states = [], []
+    for width in (16, 24, 32):
+        for blocks, state in (("MMMA", 16), ("AMMM", 16), ("MMMA", 4), ("MMAA", 4), ("AAMM", 4), ("MMAA", 16)):
+            nll = 1 - (0.2 if state == 16 else 0) + wobble(len(rows)) / 10
+            rows.append((width, blocks, "MMM", nll, 1.0, width * 1000))
+            states.append(state)
+    effects = {e.label: e for e in Insight(synthetic(rows, states)).compare(2, "share", "nll", "params").effects}
+    assert effects["under 40 %"].source == PAIRS
+    assert effects["under 40 %"].pairs == 3 * (2 * 1 + 1 * 2)
+    assert abs(effects["under 40 %"].value) < 0.005
+
+
+def test_placement_does_not_confound_the_share() -> None:
+    # Attention first costs 0.1 nats; the mixed layouts mostly have it first. All attention is as good as half, halfway.
+    kinds = ["AM", "AM", "AM", "MA", "AA", "AA"]
+    rows = [
+        (width, "MMMM", third, 1 + {"AM": 0.1, "MA": 0.0, "AA": 0.05}[third] + wobble(i) / 10, 1.0, width * 1000)
+        for width in (16, 24, 32)
+        for i, third in enumerate(kinds)
+    ]
+    effects = {e.label: e for e in Insight(synthetic(rows)).compare(3, "share", "nll", "params").effects}
+    assert effects["all"].source == PAIRS
+    assert abs(effects["all"].value) < 0.005
+
+
 def test_a_true_effect_of_placement_is_found_with_its_size() -> None:
     # true_values: 0.08 nats between attention in the last and in the first block of stage 3.
     rows, noise = [], np.random.default_rng(0)
