@@ -159,11 +159,9 @@ def launch(
                 out, searched, pool.description, new=new, done=done
             ),
         )
-    if outcome.exhausted:
-        view.notice("The space holds no further layout within the budgets: every one was tried.")
     files = [str(folder.path / name) for name in ("trials.csv", "front.csv", "report.html")]
     where = "" if studies == Path("studies") else f" --studies {studies}"
-    terminal.print_outcome(out, study, files, where, utilisation=outcome.utilisation, failed=outcome.failed)
+    terminal.print_outcome(out, study, files, where, outcome)
 
 
 @app.command()

@@ -549,6 +549,21 @@ class ObjectivesConfig(_Section):
     """Quality on the validation split: nll (negative log-likelihood, separates layouts better) or top1 (accuracy)."""
 
 
+class PlateauConfig(_Section):
+    """When a search has stopped paying."""
+
+    trials: Annotated[int, BeforeValidator(_whole(1))] = 20
+    """Over so many layouts trained in full, the last ones, …"""
+    gain: Annotated[float, BeforeValidator(_number(0, 1, below=True))] = 0.01
+    """… the hypervolume has grown by no more than this share of itself, 0 to below 1."""
+
+
+def _plateau(value: object) -> object:
+    if value is not None and not isinstance(value, (Mapping, PlateauConfig)):
+        raise _wrong(value, "null (no such rule), or a mapping such as {trials: 20, gain: 0.01}")
+    return value
+
+
 class SearchConfig(_Section):
     """How the search goes."""
 
@@ -559,7 +574,12 @@ class SearchConfig(_Section):
     trials: _Whole1 = 26
     """Layouts trained in full, the hand-made baselines among them."""
     hours: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
-    """Ends the asking after this many hours of a launch, whichever comes first; null: no limit."""
+    """Ends the asking after this many hours of one launch, whichever comes first; null: no limit."""
+    device_hours: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
+    """Ends the asking when the workers have worked this many hours, all of them and all launches together; null: no
+    limit."""
+    plateau: Annotated[PlateauConfig | None, BeforeValidator(_plateau)] = None
+    """Ends the asking when the hypervolume has stopped growing: {trials: 20, gain: 0.01}; null: no such rule."""
     job_minutes: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
     """Longest that one job (a timing, or one training to the end of its rung) may take; whatever takes longer has
     failed. null: no limit."""

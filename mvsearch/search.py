@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.design import design_layouts
+from mvsearch.effort import Effort, Estimate
 from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started
 from mvsearch.halving import Halving, Ladder, Run
 from mvsearch.ledger import Ledger, write_atomic
@@ -86,6 +87,9 @@ class Outcome:
         complete: layouts trained in full, all launches of the study.
         failed: layouts that failed.
         exhausted: True if the space has no further layout within the budgets.
+        stopped: why it ended: the rule of `search` that was met, or that nothing is left to try.
+        estimate: what this launch was to take, as estimated after its first trainings; None if it was too short for it.
+        device_hours: hours of work of this launch, all workers together.
         waiting: layouts that were stopped at a rung.
         utilisation: busy share of the workers' time in this launch, 0 to 1; None if nothing ran.
         seconds: from the first job to the last result of this launch.
@@ -96,6 +100,9 @@ class Outcome:
     exhausted: bool
     utilisation: float | None
     seconds: float
+    stopped: str
+    device_hours: float
+    estimate: Estimate | None = None
     waiting: int = 0
 
 
@@ -213,7 +220,6 @@ class Search:
         self._busy_seconds = 0.0
         self._first_job: float | None = None
         self._last_result: float | None = None
-        self._finished_here = 0
         self._standing = Standing(self.measure, space.num_classes, len(self._baselines))
         self._records = self._standing.records
         self._observed: dict[str, Observation] = {}
@@ -223,6 +229,13 @@ class Search:
         )
         for key in dict.fromkeys(line.key for line in self.ledger.evaluations if line.purpose == SEARCH):
             self._refresh(key)
+        self._effort = Effort(config, len(self._baselines), pool.workers)
+        for line in self.ledger.evaluations:
+            self._effort.add(line)
+        self._worked_before = self._effort.device_seconds
+        self._began = pool.now()
+        self._estimate: Estimate | None = None
+        self._stopping: str | None = None
         self._sweep_checkpoints()
         self._todo = self._recover()
         # Everything the sampler's draws depend on is counted from the study, so that a resumed search draws the same.
@@ -249,19 +262,18 @@ class Search:
             PoolFailed: if no worker is left.
             OSError: if the ledger or the weights cannot be written.
         """
-        began = self.pool.now()
-        hours = self.config.search.hours
+        self._began = self.pool.now()
+        self._estimate = self._effort.left()  # of a study that goes on
         try:
             with stop_signals(at_once=self.pool.in_process) as stop:
                 while True:
-                    over = hours is not None and self.pool.now() - began > hours * 3600
-                    self._fill(asking=not over)
+                    self._fill()
                     if not self._active:
                         break
                     events = self.pool.events(POLL_S)
                     while (event := stop.next(events)) is not None:
                         self._handle(event)
-                        self._fill(asking=not over)
+                        self._fill()
                     state = self.state()
                     self.view.update(state)
                     self._status.write(state)
@@ -272,7 +284,7 @@ class Search:
             self._doing.clear()
             self._status.write(self.state(), ended=True)
         complete, failed, waiting = self._counts()
-        if not over:
+        if self.exhausted:  # what waits is too far below the hand-made layouts to go on, whatever is asked for later
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         if failed and not complete and not waiting:
             reason = next(record.reason for record in self.records() if record.state == FAILED)
@@ -284,7 +296,39 @@ class Search:
         if self._first_job is not None and self._last_result is not None:
             span = self._last_result - self._first_job
         utilisation = self._busy_seconds / (span * self.pool.workers) if span > 0 else None
-        return Outcome(complete, failed, self.exhausted, utilisation, span, waiting)
+        return Outcome(
+            complete=complete,
+            failed=failed,
+            exhausted=self.exhausted,
+            utilisation=utilisation,
+            seconds=span,
+            stopped=self._stopping
+            or (
+                f"search.trials = {self.config.search.trials} are done"
+                if self._told >= self.wanted
+                else "the space holds no further layout within the budgets: every one was tried"
+            ),
+            device_hours=(self._effort.device_seconds - self._worked_before) / 3600,
+            estimate=self._estimate,
+            waiting=waiting,
+        )
+
+    def _why_stop(self) -> str | None:
+        """The rule of `search` that ends the asking now; once one is met, it stays so."""
+        search = self.config.search
+        if self._stopping is None:
+            if search.hours is not None and self.pool.now() - self._began > search.hours * 3600:
+                self._stopping = f"search.hours = {search.hours:g} are over"
+            elif search.device_hours is not None and self._effort.device_seconds >= search.device_hours * 3600:
+                self._stopping = f"search.device_hours = {search.device_hours:g} are used"
+            elif search.plateau is not None:
+                gain = self._standing.gain(search.plateau.trials)
+                if gain is not None and gain <= search.plateau.gain:
+                    self._stopping = (
+                        f"the hypervolume grew by {gain:.2%} over the last {search.plateau.trials} layouts "
+                        f"(search.plateau: at most {search.plateau.gain:.2%})"
+                    )
+        return self._stopping
 
     def records(self) -> list[TrialRecord]:
         """All layouts measured so far, in the order of their trials."""
@@ -296,19 +340,21 @@ class Search:
         now = self.pool.now()
         elapsed = now - self._first_job if self._first_job is not None else 0.0
         busy = self._busy_seconds + sum(now - since for since in self._busy_since.values())
-        wanted = self.wanted
-        left = max(0, wanted - complete - failed)
+        left = self._effort.left()
         return LaunchState(
             finished=complete,
             failed=failed,
-            wanted=wanted,
+            wanted=self.wanted,
             running=dict(sorted(self._doing.items())),
             front=self._standing.front,
             hypervolume=self._standing.hypervolume,
             utilisation=busy / (elapsed * self.pool.workers) if elapsed else 0.0,
             elapsed=elapsed,
-            remaining=elapsed / self._finished_here * left if self._finished_here else None,
+            remaining=left.seconds if left else None,
             waiting=waiting,
+            device_hours=self._effort.device_seconds / 3600,
+            estimated=(self._estimate.seconds, self._estimate.device_hours) if self._estimate else None,
+            stopping=self._stopping,
         )
 
     def _counts(self) -> tuple[int, int, int]:
@@ -322,9 +368,9 @@ class Search:
 
     # -- filling the workers ----------------------------------------------------------------------------------------
 
-    def _fill(self, *, asking: bool) -> None:
+    def _fill(self) -> None:
         while self.pool.idle() > 0:
-            if not self._ready and not (asking and self._begin_trial()):
+            if not self._ready and (self._why_stop() or not self._begin_trial()):
                 return
             if self._ready:
                 self.pool.submit(self._ready.popleft())
@@ -533,7 +579,6 @@ class Search:
         self.memory.tell(active.trial.number, [quality, throughput])
         self._told += 1
         self._ended(active)
-        self._finished_here += 1
         self._keep_weights()
         self._drop_checkpoints(active.layout.key)
         self.view.trial_ended(record, self.state())
@@ -549,7 +594,6 @@ class Search:
         self.memory.tell(active.trial.number, state=TrialState.FAIL)
         self._told += 1
         self._ended(active)
-        self._finished_here += 1
         self._weights(active.layout.key).unlink(missing_ok=True)
         self._drop_checkpoints(active.layout.key)
         self.view.trial_ended(self._records[active.layout.key], self.state())
@@ -618,11 +662,20 @@ class Search:
     def _append(self, evaluation: Evaluation) -> None:
         self.ledger.append(evaluation)
         self._refresh(evaluation.key)
+        self._effort.add(evaluation)
+        if self._estimate is None and (left := self._effort.left()):
+            self._make_estimate(left)
+
+    def _make_estimate(self, left: Estimate) -> None:
+        """Say what the launch will take, once its first trainings have ended."""
+        elapsed = self.pool.now() - (self._began if self._first_job is None else self._first_job)
+        worked = (self._effort.device_seconds - self._worked_before) / 3600
+        self._estimate = Estimate(elapsed + left.seconds, worked + left.device_hours)
+        self.view.estimated(self._estimate.seconds, self._estimate.device_hours)
 
     def _refresh(self, key: str) -> None:
         lines = self.ledger.of(key)
         self._standing.update(trial_records(lines, epochs=self.config.proxy.epochs, seeds=len(self.seeds))[0])
-
         self._observe(key)
 
     def _observe(self, key: str, layout: HybridLayout | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mvsearch.front import front_records, hypervolume, point_of, reference_point
+from mvsearch.front import front_records, hypervolume, hypervolume_history, point_of, reference_point
 from mvsearch.record import COMPLETE, FAILED, TrialRecord
 
 
@@ -32,6 +32,8 @@ class Standing:
         self._hand_made: dict[str, TrialRecord] = {}
         self._hypervolume: float | None = None
         self._stale = True
+        # After each COMPLETE layout, in the order in which they ended; None until the reference point is settled.
+        self._areas: list[float] | None = None
 
     def update(self, record: TrialRecord) -> None:
         """Take a record that is new or has changed. One that was COMPLETE stays as it was."""
@@ -43,9 +45,30 @@ class Standing:
         if record.baseline:
             self._hand_made[record.key] = record
             self._stale = True
+            self._areas = None
         if record.state == COMPLETE and (before is None or before.state != COMPLETE):
             self.front = front_records([*self.front, record], self._measure)
             self._stale = True
+            if self._areas is not None:
+                self._areas.append(self._area(self.front, self.reference()))
+
+    def gain(self, layouts: int) -> float | None:
+        """By what share of itself the hypervolume has grown over the last so many COMPLETE layouts.
+
+        None until all hand-made layouts have ended, and before there are as many more.
+        """
+        if self._areas is None:
+            ended = [record for record in self._hand_made.values() if record.state in (COMPLETE, FAILED)]
+            if len(ended) < max(self._baselines, len(self._hand_made)):
+                return None
+            history = hypervolume_history(self.records.values(), self.reference(), self._measure)
+            self._areas = [step.hypervolume for step in history]
+        if len(self._areas) <= layouts + len(self._hand_made) or self._areas[-1 - layouts] <= 0:
+            return None
+        return self._areas[-1] / self._areas[-1 - layouts] - 1
+
+    def _area(self, records: list[TrialRecord], reference: tuple[float, float]) -> float:
+        return hypervolume((point for record in records if (point := point_of(record, self._measure))), reference)
 
     @property
     def hypervolume(self) -> float | None:
@@ -68,8 +91,5 @@ class Standing:
         if not done:
             return None
         reference = reference_point(done, self._classes, self._measure)
-        own, whole = (
-            hypervolume((point for record in records if (point := point_of(record, self._measure))), reference)
-            for records in (done, self.front)
-        )
-        return whole / own if own > 0 else None
+        own = self._area(done, reference)
+        return self._area(self.front, reference) / own if own > 0 else None

@@ -15,7 +15,7 @@ from mvsearch.report.data import StudyData
 from mvsearch.report.words import plural
 
 # What may be changed when a study goes on: how much to do, never what is measured.
-CHANGEABLE = ("search.trials", "search.hours", "search.job_minutes")
+CHANGEABLE = ("search.trials", "search.hours", "search.device_hours", "search.plateau", "search.job_minutes")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class StudyFolder:
         new = not self.config.exists() or not self.ledger.exists() or not self.ledger.stat().st_size
         if not new:
             changed = differences(with_defaults(_read_yaml(self.config)), _parse_yaml(resolved_yaml))
-            changed = [change for change in changed if change[0] not in CHANGEABLE]
+            changed = [change for change in changed if not change[0].startswith(CHANGEABLE)]
             if changed:
                 key, before, now = changed[0]
                 more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mvsearch.report.compare import Comparison
     from mvsearch.report.data import StudyData
     from mvsearch.report.insight import NamedPattern
+    from mvsearch.search import Outcome
     from mvsearch.space import SearchSpace, SpaceDescription
     from mvsearch.status import Status
     from mvsearch.trust import Confirmation, ConfirmedGain
@@ -173,6 +174,15 @@ class LaunchView(View):
         """A line of its own."""
         self.out.print(Text(text, style="yellow"))
 
+    def estimated(self, seconds: float, device_hours: float) -> None:
+        """A line of its own."""
+        self.out.print(
+            Text(
+                f"Estimate by the first trainings: {duration(seconds)} and {device_hours:.2g} device-hours in all.",
+                style="dim",
+            )
+        )
+
     def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
         """A plain line, or the panel anew; a failure is always worth a line."""
         if self._live is None or record.state == FAILED:
@@ -223,7 +233,10 @@ def panel(state: LaunchState) -> Panel:
     left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
     waiting = f", {state.waiting:,} waiting between rungs" if state.waiting else ""
     head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"{waiting}   {duration(state.elapsed)}{left}")
-    more = f"workers busy {percent(state.utilisation, 0)}"
+    more = f"workers busy {percent(state.utilisation, 0)}   {state.device_hours:.2g}"
+    more += " device-hours"
+    if state.estimated is not None:
+        more += f" (estimate for this launch: {duration(state.estimated[0])}, {state.estimated[1]:.2g})"
     if state.hypervolume is not None:
         more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
     workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -232,6 +245,8 @@ def panel(state: LaunchState) -> Panel:
     bar = Table.grid(expand=True)  # a bar by itself does not end its line
     bar.add_row(ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT))
     parts: list[Any] = [head, bar, Text(more), workers]
+    if state.stopping:
+        parts.insert(3, Text(f"nothing more is begun: {state.stopping}", style="yellow"))
     if state.front:
         shown = state.front[-LINES_OF_FRONT:]
         hidden = len(state.front) - len(shown)
@@ -240,10 +255,8 @@ def panel(state: LaunchState) -> Panel:
     return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
 
 
-def print_outcome(
-    out: Console, study: StudyData, files: list[str], where: str, *, utilisation: float | None, failed: int
-) -> None:
-    """The end of a launch: the front, the failures, the files, and what to type next."""
+def print_outcome(out: Console, study: StudyData, files: list[str], where: str, outcome: Outcome) -> None:
+    """The end of a launch: the front, why it ended, what it took, the failures, the files, and what to type next."""
     out.print()
     out.print(front_lines(study.front))
     if study.on_cpu:
@@ -254,19 +267,35 @@ def print_outcome(
                 style="dim",
             )
         )
-    if failed:
+    if outcome.failed:
         first = study.failed[0]
         out.print(
-            Text(f"{plural(failed, 'trial')} failed; the first: trial {first.number}, {first.reason}", style="red")
+            Text(
+                f"{plural(outcome.failed, 'trial')} failed; the first: trial {first.number}, {first.reason}",
+                style="red",
+            )
         )
-    busy = f" Workers were busy {percent(utilisation, 1)} of the time." if utilisation is not None else ""
     waiting = study.waiting
     stopped = f" {plural(len(waiting), 'layout')} stopped at an earlier rung." if waiting else ""
     taken = sum(record.taken_over for record in study.complete)
     elsewhere = f", {taken} of them in the study that was the warm start" if taken else ""
-    out.print(f"\n{plural(len(study.complete), 'layout')} trained in full{elsewhere}.{stopped}{busy}")
+    full = f"{plural(len(study.complete), 'layout')} trained in full{elsewhere}."
+    out.print(f"\n{full}{stopped} Stopped because {outcome.stopped}.")
+    if outcome.utilisation is not None:
+        took = f"It took {duration(outcome.seconds)} and {outcome.device_hours:.2g} device-hours"
+        busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time."
+        out.print(f"{took}{_against(outcome)}. {busy}")
     out.print("Written: " + ", ".join(files))
     out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
+
+
+def _against(outcome: Outcome) -> str:
+    """How far off the estimate was."""
+    guess = outcome.estimate
+    if guess is None or not outcome.seconds or not outcome.device_hours:
+        return ""
+    off = f"{guess.seconds / outcome.seconds - 1:+.0%} and {guess.device_hours / outcome.device_hours - 1:+.0%}"
+    return f"; the estimate was {duration(guess.seconds)} and {guess.device_hours:.2g}, off by {off.replace('-', '−')}"
 
 
 def print_repeat_start(out: Console, plan: Plan, workers: str, done: int) -> None:
@@ -352,8 +381,7 @@ def print_dry_run(out: Console, name: str, done: DryRun) -> None:
         f"{done.epochs:,} epochs of training, {done.device_hours:.2g} device-hours: {duration(done.outcome.seconds)} "
         f"on {plural(done.devices, 'device')}, {percent(done.outcome.utilisation, 1)} busy."
     )
-    if done.outcome.exhausted:
-        out.print("The space holds no further layout within the budgets: every one was tried.")
+    out.print(f"Stopped because {done.outcome.stopped}.")
     out.print(
         Text(
             "All values are made up, the seconds too; nothing was trained, timed or kept. Only the counts say how a "

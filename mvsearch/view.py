@@ -20,8 +20,11 @@ class LaunchState:
         hypervolume: as a multiple of the baselines' hypervolume; None until all baselines have ended.
         utilisation: busy share of the workers' time since the first job, 0 to 1.
         elapsed: seconds since the first job of this launch.
-        remaining: estimated seconds left; None before the first trial has ended.
+        remaining: estimated seconds left; None before enough trainings have ended.
         waiting: layouts that wait between rungs.
+        device_hours: hours of work so far, all workers and launches together.
+        estimated: seconds and device-hours that this launch takes, as estimated after its first trainings; None before.
+        stopping: why nothing more is begun, once that is so.
     """
 
     finished: int
@@ -34,6 +37,9 @@ class LaunchState:
     elapsed: float
     remaining: float | None
     waiting: int = 0
+    device_hours: float = 0.0
+    estimated: tuple[float, float] | None = None
+    stopping: str | None = None
 
 
 class View:
@@ -41,6 +47,9 @@ class View:
 
     def notice(self, text: str) -> None:
         """Something worth a line."""
+
+    def estimated(self, seconds: float, device_hours: float) -> None:
+        """What the launch will take in all, by its first trainings."""
 
     def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
         """A trial is complete, has failed, or has left its layout waiting at the end of a rung."""

@@ -61,7 +61,7 @@ def test_days_on_many_devices_take_seconds_and_devices_share_the_time(tmp_path):
 def test_jobs_end_in_the_order_of_their_lengths(tmp_path):
     search = search_in(tmp_path)
     pool = search.pool = ReplayPool(made_up(search.space), devices=2)
-    search._fill(asking=True)
+    search._fill()
     assert all(isinstance(event, Started) for event in pool.events(0.0))
     moments = []
     while events := list(pool.events(0.0)):

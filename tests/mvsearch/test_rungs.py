@@ -25,7 +25,7 @@ from mvsearch.ledger import read_evaluations
 from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import COMPLETE, FAILED, TRAIN, WAITING
 from mvsearch.report import trials_table
-from mvsearch.report.page import _trial_row
+from mvsearch.report.section_trials import _row
 from mvsearch.search import _trailing_refusals
 from mvsearch.stop import Interrupted
 from mvsearch.terminal import panel, record_line
@@ -66,7 +66,8 @@ def test_many_are_begun_few_go_on_and_only_those_trained_in_full_are_complete(wh
         steps = [("train", start, end) for start, end in itertools.pairwise((0, *EPOCHS)) if end <= record.epochs]
         assert lines == [("time", 0, 0), *steps], "timed once and first; each rung goes on from the one before it"
         assert record.nll is None or record.state == COMPLETE
-    assert not search.folder.checkpoints.exists(), "the study is over"
+    kept = {path.name for path in search.folder.checkpoints.iterdir()}
+    assert kept == {f"{record.key}.seed0.epoch{record.epochs}.pt" for record in waiting}, "for a larger search.trials"
 
 
 def test_each_rung_is_a_trial_and_a_promotion_says_what_it_continues(whole):
@@ -149,6 +150,8 @@ def test_in_a_space_that_is_used_up_those_that_wait_go_on_and_the_search_ends(tm
     search = search_in(tmp_path, *RUNGS, *SMALL, brief=True)
     outcome = search.run()
     assert outcome.exhausted
+    assert "every one was tried" in outcome.stopped
+    assert not search.folder.checkpoints.exists(), "nothing can go on"
     assert outcome.complete + outcome.waiting == search.space.count() == 14
     assert outcome.complete > 9
     for record in of(search.records(), WAITING):  # only what is worse than the hand-made ones
@@ -195,7 +198,7 @@ def test_layouts_wait_with_their_checkpoints_while_the_search_is_stopped(whole, 
     assert told(again) == told(whole)
     lines = read_evaluations(again.folder.ledger)
     assert len(lines) == len({line.identity for line in lines}) == len(read_evaluations(whole.folder.ledger))
-    assert not again.folder.checkpoints.exists()
+    assert kept(again) == kept(whole)
 
 
 def test_a_missing_checkpoint_costs_the_rung_again_and_that_is_said(whole, tmp_path):
@@ -349,7 +352,7 @@ def test_tables_report_and_terminal_say_how_far_the_others_came(tmp_path):
             assert row["nll"] != row["nll"], "no number of a full training"
             assert row["rung_nll"] == record.rungs[-1].nlls[0]
             words = f"stopped after {record.epochs} epoch{'s' if record.epochs > 1 else ''}"
-            assert words in _trial_row(record, set(), 1)
+            assert words in _row(record, set(), 1)
     state = search.state()
     assert 0 <= len(waiting) - state.waiting <= 1, "one may have been on its way when the signal came"
     out = Console(width=120, record=True, file=io.StringIO())
@@ -365,3 +368,13 @@ def test_optuna_learns_nothing_from_a_layout_that_was_stopped(whole):
     assert all(trial.values is None for trial in trials if trial.state == TrialState.PRUNED)
     with pytest.raises(NotImplementedError):
         optuna.Trial(whole.study, trials[0]._trial_id).report(0.0, 1)
+
+
+def test_with_a_larger_number_of_trials_those_that_wait_go_on_from_their_checkpoints(whole, tmp_path):
+    shutil.copytree(whole.folder.path, tmp_path / whole.folder.name)
+    view = Notices()
+    again = search_in(tmp_path, *RUNGS, "search.trials=12", view=view)
+    before = {record.key for record in of(again.records(), WAITING)}
+    assert again.run().complete == 12
+    assert view.notices == []
+    assert before & {record.key for record in of(again.records(), COMPLETE)}

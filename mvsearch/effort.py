@@ -1,0 +1,92 @@
+"""How long a search takes: what there is to do, what it took so far, and what it will take in all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mvsearch.config import StudyConfig
+from mvsearch.record import SEARCH, TIME, TRAIN, Evaluation
+
+TRAININGS_TO_ESTIMATE = 3
+"""Trainings (of a rung, where there are rungs) that must have ended before the rest is estimated from them."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a launch takes.
+
+    Attributes:
+        seconds: from its first job to its last result.
+        device_hours: hours of work, all workers together.
+    """
+
+    seconds: float
+    device_hours: float
+
+
+def planned(config: StudyConfig, baselines: int) -> tuple[int, float]:
+    """How many layouts a study times, and how many epochs it trains, every seed, when `search.trials` ends it.
+
+    With rungs, of eta layouts on a rung one goes on, and the hand-made layouts climb all of them.
+
+    Args:
+        config: of the study.
+        baselines: how many hand-made layouts run first.
+    """
+    baselines = min(baselines, config.search.trials)
+    others, rungs = config.search.trials - baselines, config.rung_epochs
+    eta = config.fidelity.eta if config.fidelity else 1
+    trained = [others * eta ** (len(rungs) - 1 - number) for number in range(len(rungs))]
+    starts = (0, *rungs[:-1])
+    epochs = sum(count * (end - start) for count, start, end in zip(trained, starts, rungs, strict=True))
+    return trained[0] + baselines, config.proxy.seeds * (epochs + baselines * rungs[-1])
+
+
+class Effort:
+    """The work of one study, added up as its evaluations come in.
+
+    Args:
+        config: of the study.
+        baselines: how many hand-made layouts run first.
+        workers: that share the work.
+
+    Attributes:
+        device_seconds: of all evaluations, all workers together, all launches.
+    """
+
+    def __init__(self, config: StudyConfig, baselines: int, workers: int) -> None:
+        self._timings, self._epochs = planned(config, baselines)
+        self._workers = workers
+        self.device_seconds = 0.0
+        self._timed = 0
+        self._timing_seconds = 0.0
+        self._trainings = 0
+        self._trained = 0
+        self._training_seconds = 0.0
+
+    def add(self, line: Evaluation) -> None:
+        """Take one line of the ledger."""
+        if line.purpose != SEARCH:
+            return
+        seconds = max(0.0, line.ended - line.started) if line.worker else 0.0  # else it was taken from a table
+        self.device_seconds += seconds
+        if line.what == TIME:
+            self._timed += 1
+            self._timing_seconds += seconds
+        elif line.what == TRAIN:
+            self._trainings += 1
+            self._trained += line.to_epoch - line.from_epoch
+            self._training_seconds += seconds
+
+    def left(self) -> Estimate | None:
+        """What is left to do, by the mean of what was done so far; None before there is enough of it.
+
+        At the end workers run out of work one after the other: on average each waits for half a training.
+        """
+        if self._trainings < TRAININGS_TO_ESTIMATE:
+            return None
+        timing = self._timing_seconds / max(1, self._timed)
+        epoch = self._training_seconds / self._trained
+        work = timing * max(0, self._timings - self._timed) + epoch * max(0.0, self._epochs - self._trained)
+        end = 0.5 * self._training_seconds / self._trainings * (self._workers - 1) / self._workers if work else 0.0
+        return Estimate(work / self._workers + end, work / 3600)
