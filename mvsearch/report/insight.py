@@ -199,6 +199,7 @@ class Insight:
         self.layouts = comparable(study)
         self._models: dict[tuple[str, str], _Model | None] = {}
         self._comparisons: dict[tuple[int, str, str, str], Comparison] = {}
+        self._rests: dict[tuple[int, str], dict[str, Hashable]] = {}
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -284,7 +285,8 @@ class Insight:
     ) -> dict[str, Effect]:
         stage, factor, outcome, matched = asked
         units = self._units(pairs, kinds, outcome)
-        sets = [(_everything_else(r, facts, stage, factor), seed) for (r, facts), _, _, seed in units]
+        rest = self._rest(stage, factor)
+        sets = [(rest[r.key], seed) for (r, _), _, _, seed in units]
         costs = [_cost(record, matched) for (record, _), _, _, _ in units]
         covariates = []
         joined = _joined_within(sets, costs, None if matched == "rest" else math.log1p(CALIPER))
@@ -305,6 +307,12 @@ class Insight:
         return {
             kind: Effect(kind, counts[kind], number, PAIRS, *estimate) for kind, (number, estimate) in found.items()
         }
+
+    def _rest(self, stage: int, factor: str) -> dict[str, Hashable]:
+        """What each layout must have in common with its partners, by key; the same for every outcome."""
+        if (stage, factor) not in self._rests:
+            self._rests[stage, factor] = {r.key: _everything_else(r, f, stage, factor) for r, f in self.layouts}
+        return self._rests[stage, factor]
 
     def _units(
         self, pairs: Sequence[_Pair], kinds: Sequence[str], outcome: str
@@ -473,10 +481,12 @@ def paired_differences(
     from scipy.sparse.csgraph import connected_components
     from scipy.special import stdtrit
 
-    kind = np.array(kinds)
+    paired = joined.any(axis=1)  # of a thousand layouts most may have no partner
+    kind, values, joined = np.array(kinds)[paired], values[paired], joined[np.ix_(paired, paired)]
+    covariates = [column[paired] for column in covariates]
     differs = joined & (kind[:, None] != kind[None, :])
-    kept = {k for k in set(kinds) if differs[kind == k].any(axis=1).sum() >= MIN_TRIALS}
-    inside = np.array([k in kept for k in kinds])
+    kept = {str(k) for k in set(kind) if differs[kind == k].any(axis=1).sum() >= MIN_TRIALS}
+    inside = np.array([k in kept for k in kind], dtype=bool)
     joined = joined & inside[:, None] & inside[None, :]
     differs &= joined
     if reference not in kept:
