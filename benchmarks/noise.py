@@ -16,8 +16,7 @@ import torch
 
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig, load_config
-from mvsearch.evaluate.job import Done, Job, Lost
-from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.evaluate.job import Done, Job, Lost, MakeWorker
 from mvsearch.launch import Where, load_study_data, open_pool, processor
 from mvsearch.record import Evaluation
 from mvsearch.space import SearchSpace

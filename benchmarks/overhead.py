@@ -30,9 +30,8 @@ from timm.utils import ModelEmaV3
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
 from mvsearch.config import load_config
-from mvsearch.evaluate.job import Done, Job, Progress
+from mvsearch.evaluate.job import Done, Job, MakeWorker, Progress
 from mvsearch.evaluate.proxy import DeviceData, augment
-from mvsearch.evaluate.worker import MakeWorker
 from mvsearch.launch import load_study_data, processor
 from mvsearch.ledger import read_evaluations
 from mvsearch.pool.inline import InlinePool

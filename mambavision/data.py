@@ -10,6 +10,7 @@ import difflib
 import functools
 import gzip
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -402,10 +403,13 @@ UCI_DIGITS = "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak,
 
 def _source_digits() -> tuple[Array, Array]:
     """scikit-learn's digits as uint8 (1797, 8, 8) from 0 to 255, and their classes."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return (bunch.images.astype(np.int64) * 255 // 16).astype(np.uint8), bunch.target.astype(np.int64)
+    # Read from its file, because importing scikit-learn takes longer than all the rest.
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return (table[:, :-1].reshape(-1, 8, 8) * 255 // 16).astype(np.uint8), table[:, -1]
 
 
 def _digits(root: Path | None) -> _Source:

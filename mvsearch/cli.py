@@ -126,15 +126,14 @@ def launch(
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
     out = terminal.console()
     config = load_config(space, overrides or [])
-    with out.status("loading PyTorch and the data …"):
-        from mvsearch.launch import Where
-        from mvsearch.launch import dry_run as pretend
-        from mvsearch.launch import launch as run
     if design is not None:
-        from mvsearch.launch import designed
-
+        with out.status("loading PyTorch and the data …"):
+            from mvsearch.launch import designed
         config = designed(config, design.value, named=any(one.startswith("name=") for one in overrides or []))
     if dry_run:
+        with out.status("loading PyTorch and the data …"):
+            from mvsearch.launch import Where
+            from mvsearch.launch import dry_run as pretend
         done = pretend(
             config,
             studies=studies,
@@ -147,18 +146,24 @@ def launch(
         )
         terminal.print_dry_run(out, config.name, done)
         return
+    from mvsearch.pool.ray_pool import connecting
+
     view = terminal.LaunchView(out)
-    with view.running():
-        folder, study, outcome = run(
-            config,
-            studies=studies,
-            where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
-            timings=timings,
-            view=view,
-            on_space=lambda searched, pool, new, done: terminal.print_start(
-                out, searched, pool.description, new=new, done=done
-            ),
-        )
+    with connecting(workers, address):  # while PyTorch is imported here
+        with out.status("loading PyTorch and the data …"):
+            from mvsearch.launch import Where
+            from mvsearch.launch import launch as run
+        with view.running():
+            folder, study, outcome = run(
+                config,
+                studies=studies,
+                where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+                timings=timings,
+                view=view,
+                on_space=lambda searched, pool, new, done: terminal.print_start(
+                    out, searched, pool.description, new=new, done=done
+                ),
+            )
     files = [str(folder.path / name) for name in ("trials.csv", "front.csv", "report.html")]
     where = "" if studies == Path("studies") else f" --studies {studies}"
     terminal.print_outcome(out, study, files, where, outcome)

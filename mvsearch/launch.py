@@ -18,7 +18,7 @@ from mambavision.data import DataError, ImageData, Split, load_data
 from mambavision.layout import HybridLayout
 from mvsearch.config import StudyConfig
 from mvsearch.design import with_design
-from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.evaluate.job import MakeWorker
 from mvsearch.ledger import StudyError, driver_lock, repair_tail
 from mvsearch.pool import Pool, PoolError
 from mvsearch.pool.inline import InlinePool

@@ -422,7 +422,7 @@ def repeat(
         Interrupted, OSError: see `Repeat.run`.
     """
     from mvsearch.config import load_config
-    from mvsearch.evaluate.worker import MakeWorker
+    from mvsearch.evaluate.job import MakeWorker
     from mvsearch.launch import load_study_data, open_pool
     from mvsearch.space import SearchSpace
 

@@ -181,8 +181,7 @@ def choose_layouts(
 def calibration(study: StudyData) -> Calibration | None:
     """What the calibration of a study says; None if there was none.
 
-    Where trainings of several lengths are in the ledger, that with most layouts counts, of those the longest. None
-    under 4 times the proxy's epochs does: trainings under way are measured there too.
+    Where trainings of several lengths are in the ledger, the longest with most layouts counts.
     """
     lines = [line for line in study.evaluations if line.purpose == CALIBRATE]
     if not lines:
@@ -190,7 +189,7 @@ def calibration(study: StudyData) -> Calibration | None:
     measure, epochs = study.measure, int(study.setting("proxy", "epochs"))
     trained = _by_layout(lines)
     failed = {line.key for line in lines if line.what == FAIL}
-    lengths = sorted({line.to_epoch for line in lines if line.what == TRAIN and line.to_epoch >= FACTORS[0] * epochs})
+    lengths = sorted({line.to_epoch for line in lines if line.what == TRAIN and line.to_epoch > epochs})
     long_epochs = max(
         lengths,
         key=lambda length: (sum(bool(of.get(length)) for of in trained.values()), length),

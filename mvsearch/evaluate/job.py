@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mambavision.layout import HybridLayout
 from mvsearch.record import SEARCH, Evaluation
+
+if TYPE_CHECKING:
+    from mambavision.data import ImageData
+    from mvsearch.evaluate.worker import TrainingWorker
 
 TRIES_FOR_A_LOST_PROCESS = 2
 TRIES_FOR_A_LOST_MACHINE = 10
@@ -158,3 +162,26 @@ class WorkerFactory(Protocol):
     def __call__(self, name: str, device: str, threads: int, data: Any) -> Worker:
         """Args: name of the worker; device, "cpu" or "cuda:N"; threads it may use; the data set."""
         ...
+
+
+@dataclass(frozen=True)
+class MakeWorker:
+    """Builds a `TrainingWorker` in the process that will run it; the driver's own need not import what trains.
+
+    Attributes:
+        proxy: the ``proxy`` section of the configuration.
+        timing: the ``timing`` section.
+        reference: the layout that throughput is given relative to.
+        test: whether trainings are also measured on the test split; only `confirm` asks for it.
+    """
+
+    proxy: Any
+    timing: Any
+    reference: HybridLayout
+    test: bool = False
+
+    def __call__(self, name: str, device: str, threads: int, data: ImageData) -> TrainingWorker:
+        """Build the worker; see `WorkerFactory`."""
+        from mvsearch.evaluate.worker import TrainingWorker
+
+        return TrainingWorker(self.proxy, self.timing, self.reference, name, device, threads, data, test=self.test)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,27 +28,6 @@ class _OverLimit(Exception):
 
 class _OutOfMemory(Exception):
     """A training did not fit, its batches cut in two either."""
-
-
-@dataclass(frozen=True)
-class MakeWorker:
-    """Builds a `TrainingWorker` in the process that will run it.
-
-    Attributes:
-        proxy: the ``proxy`` section of the configuration.
-        timing: the ``timing`` section.
-        reference: the layout that throughput is given relative to.
-        test: whether trainings are also measured on the test split; only `confirm` asks for it.
-    """
-
-    proxy: Any
-    timing: Any
-    reference: HybridLayout
-    test: bool = False
-
-    def __call__(self, name: str, device: str, threads: int, data: ImageData) -> TrainingWorker:
-        """Build the worker; see `WorkerFactory`."""
-        return TrainingWorker(self.proxy, self.timing, self.reference, name, device, threads, data, test=self.test)
 
 
 class TrainingWorker:

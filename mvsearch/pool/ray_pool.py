@@ -8,6 +8,8 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,35 +95,14 @@ class RayPool:
         gpus_per_trial: float | None = None,
         address: str | None = None,
     ) -> None:
-        # Read by Ray when it is imported or started: no telemetry, no tips among our own output.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray's workers are nice (15) by default, so that any other program on the machine would spoil a timing.
-        os.environ.setdefault("RAY_worker_niceness", "0")
+        early = _EARLY.pop((workers, address), None)
+        if early is None:
+            _connect(workers, address)
+        else:
+            early.result()
         import ray
-        from ray.exceptions import RayError
 
         self._ray = ray
-        cores = len(os.sched_getaffinity(0))
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
-        if address is None:
-            options |= {"address": "local", "include_dashboard": False, "num_cpus": max(cores, workers or 1)}
-        else:
-            _check_reachable(address)
-            options |= {"address": address}
-        try:
-            ray.init(**options)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
-            reason = " ".join(str(error).split()).partition(". ")[0]
-            if address is None:
-                raise PoolError(
-                    f"workers: Ray does not start on this machine ({reason}); --workers 1 needs no Ray"
-                ) from None
-            raise PoolError(
-                f"address: no Ray cluster can be reached at {address!r} ({reason}). A cluster with token "
-                "authentication needs RAY_AUTH_MODE=token and its token (RAY_AUTH_TOKEN, or the file "
-                "~/.ray/auth_token) here too"
-            ) from None
         try:
             total, free = ray.cluster_resources(), ray.available_resources()
             workers, cpus, gpus_per_trial = _plan(total, free, workers, gpus_per_trial, local=address is None)
@@ -330,6 +311,71 @@ class RayPool:
                 )
             )
         self._spoken_of = unplaced
+
+
+_EARLY: dict[tuple[int | None, str | None], Future[None]] = {}
+
+
+@contextmanager
+def connecting(workers: int | None, address: str | None) -> Iterator[None]:
+    """Begin to connect to Ray, or to start it, in a thread, for a `RayPool` with these arguments that comes within.
+
+    Does nothing where no such pool is needed. What goes wrong is said by the pool.
+    """
+    alone = (workers is not None and workers <= 1) or (workers is None and len(os.sched_getaffinity(0)) == 1)
+    if alone and address is None:
+        yield
+        return
+    _set_environment()
+    import ray  # here, because two threads that import at the same time hinder one another
+
+    with ThreadPoolExecutor(1) as thread:
+        _EARLY[workers, address] = thread.submit(_connect, workers, address)
+        try:
+            yield
+        finally:
+            unused = _EARLY.pop((workers, address), None)
+            if unused is not None and unused.exception() is None:
+                ray.shutdown()
+
+
+def _set_environment() -> None:
+    # Read by Ray when it is imported or started: no telemetry, no tips among our own output.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's workers are nice (15) by default, so that any other program on the machine would spoil a timing.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def _connect(workers: int | None, address: str | None) -> None:
+    """Connect to a cluster, or start Ray on this machine.
+
+    Raises:
+        PoolError: if that fails.
+    """
+    _set_environment()
+    import ray
+    from ray.exceptions import RayError
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
+    if address is None:
+        cores = len(os.sched_getaffinity(0))
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": max(cores, workers or 1)}
+    else:
+        _check_reachable(address)
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        if address is None:
+            raise PoolError(
+                f"workers: Ray does not start on this machine ({reason}); --workers 1 needs no Ray"
+            ) from None
+        raise PoolError(
+            f"address: no Ray cluster can be reached at {address!r} ({reason}). A cluster with token authentication "
+            "needs RAY_AUTH_MODE=token and its token (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token) here too"
+        ) from None
 
 
 def _plan(

@@ -18,8 +18,6 @@ def calibration_words(found: Calibration) -> list[str]:
     unit = "points of top-1" if found.measure == "top1" else "nats"
     rest = [plural(found.unfinished, "layout") + " not finished"] if found.unfinished else []
     rest += [f"{found.failed} failed"] if found.failed else []
-    if not found.layouts:
-        return [f"No layout has been trained long with every seed yet ({listed(rest) or 'nothing is under way'})."]
     what = (
         f"{plural(len(found.layouts), 'layout')} trained for {plural(found.long_epochs, 'epoch')} with "
         f"{plural(found.seeds, 'seed')} each, against the proxy's {plural(found.epochs, 'epoch')}"

@@ -200,6 +200,16 @@ def test_the_label_is_the_digit_after_the_marked_one() -> None:
     assert answers == {0, 1, 2, 3}
 
 
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    images, labels = data_module._source_digits()
+    expected = load_digits()
+    assert np.array_equal(images, (expected.images.astype(int) * 255 // 16).astype(np.uint8))
+    assert np.array_equal(labels, expected.target)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+
+
 def test_scenes_of_different_splits_are_drawn_from_different_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_from: list[set[bytes]] = []
     draw = data_module._scenes

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from mvsearch.evaluate import proxy, throughput
-from mvsearch.evaluate.job import Done, Job, Progress
-from mvsearch.evaluate.worker import MakeWorker, TrainingWorker
+from mvsearch.evaluate.job import Done, Job, MakeWorker, Progress
+from mvsearch.evaluate.worker import TrainingWorker
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class MakeFaultyWorker:
     Attributes:
         make: builds the real one.
         faults: by number of the trial: ``"once"`` (a whole batch does not fit), ``"never"`` (nor does half),
-            ``"assert"`` (a CUDA device-side assert), ``"kill"`` (SIGKILL in the third step), ``"kill timing"`` (SIGKILL
-            while the device is timed).
+            ``"assert"`` (a CUDA device-side assert), ``"nan"`` and ``"kill"`` (SIGKILL) in the third step, ``"kill
+            timing"`` (SIGKILL while the device is timed).
     """
 
     make: MakeWorker
@@ -50,6 +50,8 @@ class FaultyWorker:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             if fault == "assert":
                 raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+            if fault == "nan" and steps == 3:
+                return torch.full((), torch.nan)
             if fault == "kill" and steps == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(model, batches, *args, **options)

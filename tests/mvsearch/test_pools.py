@@ -10,11 +10,10 @@ from test_proxy import LAYOUT, settings, stripes
 
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.config import TimingConfig
-from mvsearch.evaluate.job import Done, Job, Lost, Progress, Started
-from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.evaluate.job import Done, Job, Lost, MakeWorker, Progress, Started
 from mvsearch.pool import PoolError, PoolFailed, ray_pool
 from mvsearch.pool.inline import InlinePool
-from mvsearch.pool.ray_pool import RayPool, _gpu_room, _plan
+from mvsearch.pool.ray_pool import RayPool, _gpu_room, _plan, connecting
 from mvsearch.pool.replay import ReplayPool
 
 
@@ -250,7 +249,7 @@ def test_workers_divide_the_cores_and_pack_on_gpus():
             _plan(there, there, workers, share, local=True)
 
 
-FAULTS = ((1, "once"), (2, "never"), (3, "assert"), (4, "kill"), (5, "kill timing"))
+FAULTS = ((1, "once"), (2, "never"), (3, "assert"), (4, "kill"), (5, "kill timing"), (6, "nan"))
 
 
 @pytest.mark.slow
@@ -274,6 +273,7 @@ def test_the_real_worker_survives_its_faults(on):
         assert halved.conditions["batch_in_parts"] == 2
         assert halved.values["images_seen"] == fine.values["images_seen"]
         assert "in two passes too; the peak was" in run(2).evaluation.reason
+        assert "loss became nan in epoch 1" in run(6).evaluation.reason
         assert "search.job_minutes" in run(10, limit_s=1e-6).evaluation.reason
         assert run(11, "time").evaluation.values["ratio"] == pytest.approx(1, rel=0.5)
         if on == "ray":
@@ -289,6 +289,24 @@ def test_the_real_worker_survives_its_faults(on):
                 run(3)
     finally:
         pool.close()
+
+
+@pytest.mark.slow
+def test_ray_may_be_started_before_the_pool_is_asked_for():
+    import ray
+
+    with connecting(2, None):
+        pool = RayPool(MakeFakeWorker(), None, workers=2)
+        pool.submit(job(0))
+        assert isinstance(drain(pool, 1)[-1], Done)
+        pool.close()
+    with pytest.raises(ValueError, match="no such space"), connecting(2, None):
+        raise ValueError("no such space")
+    assert not ray.is_initialized()
+    with connecting(None, "127.0.0.1:1"), pytest.raises(PoolError, match="no Ray cluster can be reached"):
+        RayPool(MakeFakeWorker(), None, address="127.0.0.1:1")
+    with connecting(1, None):  # this process: Ray is not needed
+        assert not ray.is_initialized()
 
 
 @pytest.mark.slow

@@ -5,16 +5,12 @@ import signal
 from collections import Counter
 
 import pytest
-import torch
 from fakes import MakeFakeWorker, true_nll
 from test_search import search_in
 from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout
 from mvsearch.cli import app
-from mvsearch.config import load_config
-from mvsearch.evaluate.proxy import DeviceData
-from mvsearch.launch import load_study_data
 from mvsearch.ledger import StudyError, driver_lock, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import ReplayPool
@@ -301,13 +297,3 @@ def test_too_few_layouts_and_no_front_are_refused(tmp_path):
         search.run()
     with pytest.raises(StudyError, match="there is no front to confirm"):
         plan_confirm(load_study(search.folder))
-
-
-def test_the_workers_of_a_search_are_given_no_test_split(searched):
-    config = load_config(searched.config)
-    without, given = load_study_data(config), load_study_data(config, test=True)
-    assert (len(without.test), len(given.test)) == (0, 359)
-    assert without.fingerprint == given.fingerprint
-    assert torch.equal(without.val.images, given.val.images)
-    assert DeviceData(given, torch.device("cpu")).test is None
-    assert len(DeviceData(given, torch.device("cpu"), test=True).test[1]) == 359

@@ -19,8 +19,7 @@ from test_search import StopAfter, drive, kill_twenty_times, search_in, told, tr
 
 from mambavision.layout import HybridLayout
 from mvsearch.config import TimingConfig
-from mvsearch.evaluate.job import Done, Job
-from mvsearch.evaluate.worker import MakeWorker
+from mvsearch.evaluate.job import Done, Job, MakeWorker
 from mvsearch.ledger import read_evaluations
 from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import COMPLETE, FAILED, TRAIN, WAITING

@@ -15,6 +15,7 @@ from fakes import MakeFakeWorker, true_ratio
 from mvsearch.config import load_config
 from mvsearch.evaluate.job import Lost, Notice
 from mvsearch.ledger import StudyError, read_evaluations, repair_tail
+from mvsearch.pool import PoolFailed
 from mvsearch.pool.inline import InlinePool
 from mvsearch.record import COMPLETE, FAILED
 from mvsearch.search import Search, SearchFailed
@@ -273,6 +274,18 @@ def test_a_lost_machine_is_no_fault_of_the_layouts_but_not_for_ever(tmp_path, ti
     assert said.count("a machine went away") == times
     if state == FAILED:
         assert record.reason == f"train: it is gone, {times} times"
+
+
+def test_when_no_worker_is_left_the_search_ends_and_can_go_on(tmp_path):
+    search = search_in(tmp_path, "search.trials=8", brief=True)
+    key = search.space.baselines()["first half"].key
+    search.pool = InlinePool(MakeFakeWorker(faults=((key, "break the device"),)), None)
+    with pytest.raises(PoolFailed, match=r"device-side assert.*Everything measured so far is kept"):
+        search.run()
+    assert not search.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    again = search_in(tmp_path, "search.trials=8", brief=True)
+    outcome = again.run()
+    assert (outcome.complete, outcome.failed) == (8, 0)
 
 
 class StopAfter(View):

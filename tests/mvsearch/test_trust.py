@@ -128,22 +128,6 @@ def test_under_twelve_layouts_it_says_nothing():
     assert calibration(study_factory.study()) is None
 
 
-def test_trainings_still_under_way_are_no_long_ones():
-    study = calibrated(16, lambda record: record.nll, factor=3)
-    found = calibration(study)
-    assert (found.layouts, found.unfinished, found.verdict) == ((), 16, None)
-    assert calibration_words(found) == [
-        "No layout has been trained long with every seed yet (16 layouts not finished)."
-    ]
-    more = [
-        trained(record, "calibrate", seed, 4 * EPOCHS, record.nll)
-        for record in choose_layouts(study.records, "nll", 16)[:14]
-        for seed in fresh_seeds("calibrate", 0, 2)
-    ]
-    found = calibration(dataclasses.replace(study, evaluations=(*study.evaluations, *more)))
-    assert (len(found.layouts), found.unfinished, found.long_epochs) == (14, 2, 4 * EPOCHS)
-
-
 def test_layouts_that_failed_or_lack_a_seed_do_not_count():
     study = calibrated(16, lambda record: record.nll)
     chosen = choose_layouts(study.records, "nll", 16)
