@@ -179,6 +179,7 @@ class RayPool:
     def cancel(self, job_id: int) -> None:
         """Forget a job; if it runs, its actor is killed and replaced."""
         self._queue = deque(job for job in self._queue if job.id != job_id)
+        self._news = deque(event for event in self._news if event.job != job_id)
         for slot in self._slots:
             if slot.job is not None and slot.job.id == job_id:
                 self._start(slot)
