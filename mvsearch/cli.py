@@ -290,6 +290,22 @@ def status(study: Study, studies: Studies = Path("studies")) -> None:
     terminal.print_status(terminal.console(), read_status(folder), folder.name, launch)
 
 
+@app.command()
+def dashboard(
+    study: Study,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; 0: any that is free.")] = 8080,
+    studies: Studies = Path("studies"),
+) -> None:
+    """Serve optuna-dashboard on a study, also while it runs; Ctrl-C ends it."""
+    from mvsearch.config import load_config
+    from mvsearch.storage import open_dashboard
+    from mvsearch.study import find_study
+
+    folder = find_study(study, studies)
+    url = load_config(folder.config).storage
+    open_dashboard(folder, url, port, lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
+
+
 @app.command("list")
 def list_(studies: Studies = Path("studies")) -> None:
     """Name the studies here."""

@@ -699,6 +699,21 @@ def _warm_start(value: object) -> object:
     raise _wrong(value, "null, a study (studies/x), or a mapping with study, known or placement")
 
 
+def _storage(value: object) -> object:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([a-z][a-z0-9+_]*)://(.*)", value) if isinstance(value, str) else None
+    if not match:
+        raise _wrong(value, "null (a journal in the study's folder), or a database URL such as postgresql://HOST/NAME")
+    if re.match(r"[^/@]*:[^/@]*@", match[2]):
+        # The value is left out of the message.
+        raise _wrong(
+            "a URL with a password",
+            "a URL without one, as it is written into study.yaml; PostgreSQL takes it from ~/.pgpass or PGPASSWORD",
+        )
+    return value
+
+
 class StudyConfig(_Section):
     """One study: what `mvsearch launch FILE` reads."""
 
@@ -718,6 +733,9 @@ class StudyConfig(_Section):
     """How the search goes."""
     timing: TimingConfig = TimingConfig()
     """How throughput is measured."""
+    storage: Annotated[str | None, BeforeValidator(_storage)] = None
+    """Where the sampler's memory is kept: null (a journal in the study's folder), or the URL of a database, such as
+    postgresql://HOST/NAME."""
     throughput: ThroughputConfig = ThroughputConfig()
     """Where throughputs come from, if they are not measured."""
     warm_start: Annotated[WarmStartConfig | None, BeforeValidator(_warm_start)] = None

@@ -27,7 +27,7 @@ from mvsearch.record import TRAIN
 from mvsearch.report.data import StudyData
 from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
-from mvsearch.storage import brief_optuna_study
+from mvsearch.storage import brief_optuna_study, connect, open_optuna_study
 from mvsearch.study import StudyFolder, write_results
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
@@ -169,6 +169,7 @@ def launch(
         config = config.model_copy(update={"throughput": named})
     table = config.throughput.file
     recorded = read_timings(Path(table).expanduser()) if table else None
+    database = connect(config.storage) if config.storage else None
     if config.proxy.data == "folder":  # before thousands of images are decoded
         classes, channels, _ = data_shape(config)
         SearchSpace(config, num_classes=classes, in_chans=channels).check()
@@ -198,7 +199,8 @@ def launch(
             folder.record_environment(surroundings)
             if new and config.warm_start is not None:
                 plan.write(folder, source)
-            search = Search(config, space, folder, pool, view=view, timings=recorded, warm_start=plan)
+            kept = open_optuna_study(folder, database)
+            search = Search(config, space, folder, pool, view=view, timings=recorded, study=kept, warm_start=plan)
             on_space(space, pool, new, len(search.records()))
             if new:
                 for notice in plan.notices:

@@ -7,31 +7,91 @@ open too, gets each trial whole when it is begun and its result when it ends.
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, TrialState
 
+from mvsearch.ledger import StudyError, write_atomic
 from mvsearch.study import StudyFolder
 
 DIRECTIONS: list[Literal["minimize", "maximize"]] = ["maximize", "maximize"]
 
 
-def open_optuna_study(folder: StudyFolder) -> optuna.Study:
-    """Open (or begin) what is kept of a study's trials. Call it under the study's lock."""
+def connect(url: str) -> RDBStorage:
+    """Connect to a database, making Optuna's tables in it if there are none.
+
+    Args:
+        url: as SQLAlchemy reads it; ``postgresql://`` means the driver psycopg.
+
+    Raises:
+        StudyError: if the URL, its driver or its server cannot be used.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    full = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if full.startswith("postgresql"):
+        options["connect_args"] = {"connect_timeout": 10}
+    try:
+        import sqlalchemy.exc
+    except ImportError:
+        raise StudyError("storage: a database needs the package SQLAlchemy; pip install 'mvsearch[postgres]'") from None
+    try:
+        return RDBStorage(full, engine_kwargs=options)
+    except ImportError as error:
+        raise StudyError(
+            f"storage: {url} needs a package that is not here ({_first_line(error)}); pip install 'mvsearch[postgres]' "
+            "for PostgreSQL"
+        ) from None
+    except sqlalchemy.exc.NoSuchModuleError as error:
+        raise StudyError(
+            f"storage: {url} is of no database that SQLAlchemy knows ({_first_line(error)}); give postgresql://, "
+            "mysql:// or sqlite://"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError, RuntimeError) as error:
+        raise StudyError(f"storage: {url} cannot be opened ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    while isinstance(error, optuna.exceptions.StorageInternalError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -> optuna.Study:
+    """Open (or begin) what is kept of a study's trials. Call it under the study's lock.
+
+    In a database, where studies of other people may have the same name, it is kept under the name of the study and
+    eight random digits, which a file in the folder remembers.
+
+    Args:
+        folder: of the study.
+        database: of `connect`; None: the journal in the folder.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if database is not None:
+        if not folder.database_name.exists():
+            write_atomic(folder.database_name, f"{folder.name}-{secrets.token_hex(4)}\n")
+        with _written():
+            return _study(folder.database_name.read_text().strip(), optuna.storages._CachedStorage(database))
     # A driver that was killed leaves the journal's own lock behind, which would cost the next one its 30 s of grace.
     for name in (".lock", ".rename"):
         folder.journal.with_name(folder.journal.name + name).unlink(missing_ok=True)
+    return _study(folder.name, _journal_storage(_Journal(str(folder.journal))))
+
+
+def _journal_storage(backend: JournalFileBackend) -> JournalStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = JournalStorage(_Journal(str(folder.journal)))
-    return _study(folder.name, storage)
+        return JournalStorage(backend)
 
 
 def brief_optuna_study(folder: StudyFolder) -> optuna.Study:
@@ -42,6 +102,76 @@ def brief_optuna_study(folder: StudyFolder) -> optuna.Study:
 
 def _study(name: str, storage: optuna.storages.BaseStorage) -> optuna.Study:
     return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+
+
+def open_dashboard(folder: StudyFolder, url: str | None, port: int, told: Callable[[str], None]) -> None:
+    """Serve optuna-dashboard on what is kept of a study's trials, until the process is interrupted.
+
+    A journal is opened for reading alone: what the page would change is refused.
+
+    Args:
+        folder: of the study.
+        url: of the database; None: the journal.
+        port: of this machine.
+        told: called with the page's address before it is served.
+
+    Raises:
+        StudyError: if optuna-dashboard is not installed, the port is taken, or nothing is kept yet.
+    """
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError:
+        raise StudyError(
+            "dashboard: the package optuna-dashboard is not installed; pip install 'mvsearch[dashboard]'"
+        ) from None
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    storage: optuna.storages.BaseStorage
+    if url is not None:
+        storage, kept = connect(url), folder.database_name
+        name = kept.read_text().strip() if kept.exists() else ""
+    else:
+        kept, name = folder.journal, folder.name
+        if kept.exists():
+            storage = _journal_storage(_Readable(str(kept)))
+    if not kept.exists():
+        raise StudyError(f"{folder.path}: its sampler has no memory yet (no {kept.name}); run mvsearch launch first")
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+
+    class Silent(WSGIRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    try:
+        server = make_server("127.0.0.1", port, wsgi(storage), server_class=Server, handler_class=Silent)
+    except OSError as error:
+        raise StudyError(f"port: {port} cannot be used ({error.strerror}); choose another with --port") from None
+    with server:
+        study = storage.get_study_id_from_name(name)
+        told(f"http://127.0.0.1:{server.server_port}/dashboard/studies/{study}")
+        server.serve_forever()
+
+
+class _Readable(JournalFileBackend):
+    """A journal that is only read."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse."""
+        raise PermissionError("mvsearch dashboard shows a study and does not change it")
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """A database that fails while a search runs ends it as a full disk does: with one message, to go on later."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, optuna.exceptions.StorageInternalError) or type(error).__module__.startswith("sqlalchemy"):
+            raise OSError(f"storage: the database does not answer ({_first_line(error)})") from error
+        raise
 
 
 class _Journal(JournalFileBackend):
@@ -69,7 +199,7 @@ class Memory:
     """
 
     def __init__(self, kept: optuna.Study, metrics: list[str]) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _written():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if kept.metric_names != metrics:
                 kept.set_metric_names(metrics)
@@ -83,10 +213,12 @@ class Memory:
             return
         self._kept = kept
         self.study = _study(kept.study_name, InMemoryStorage())
-        for name, value in kept._storage.get_study_system_attrs(kept._study_id).items():
+        with _written():
+            noted, trials = kept._storage.get_study_system_attrs(kept._study_id), kept.get_trials(deepcopy=False)
+        for name, value in noted.items():
             self.study._storage.set_study_system_attr(self.study._study_id, name, value)
             self._study_attributes.add(name)
-        for trial in kept.get_trials(deepcopy=False):
+        for trial in trials:
             self.study.add_trial(trial)
             self._ids[trial.number] = trial._trial_id
             if not trial.state.is_finished():
@@ -100,13 +232,15 @@ class Memory:
         """Keep a trial that was asked for, with all its parameters at once."""
         if self._kept is None:
             return
-        if trial.number in self._ids:  # enqueued in the storage from outside
+        with _written():
+            if trial.number not in self._ids:
+                self._keep(trial.number)
+                return
+            # Enqueued in the storage from outside, between two launches.
             storage, number = self._kept._storage, self._ids[trial.number]
             storage.set_trial_state_values(number, TrialState.RUNNING)
             for name, distribution in trial.distributions.items():
                 storage.set_trial_param(number, name, distribution.to_internal_repr(trial.params[name]), distribution)
-            return
-        self._keep(trial.number)
 
     def set(self, number: int, **attributes: Any) -> None:
         """Set attributes of a trial; they are kept when it is told."""
@@ -119,14 +253,15 @@ class Memory:
         self.study.tell(number, values, state)
         if self._kept is None:
             return
-        if number not in self._ids:
-            self._keep(number)
-            return
-        frozen, storage = self._trial(number), self._kept._storage
-        for name, value in frozen.user_attrs.items():
-            if name not in self._written[number]:
-                storage.set_trial_user_attr(self._ids[number], name, value)
-        storage.set_trial_state_values(self._ids[number], frozen.state, frozen.values)
+        with _written():
+            if number not in self._ids:
+                self._keep(number)
+                return
+            frozen, storage = self._trial(number), self._kept._storage
+            for name, value in frozen.user_attrs.items():
+                if name not in self._written[number]:
+                    storage.set_trial_user_attr(self._ids[number], name, value)
+            storage.set_trial_state_values(self._ids[number], frozen.state, frozen.values)
         del self._written[number]
 
     def _trial(self, number: int) -> FrozenTrial:

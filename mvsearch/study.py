@@ -15,7 +15,7 @@ from mvsearch.report.data import StudyData
 from mvsearch.report.words import plural
 
 # What may be changed when a study goes on: how much to do, never what is measured.
-CHANGEABLE = ("search.trials", "search.hours", "search.device_hours", "search.plateau", "search.job_minutes")
+CHANGEABLE = ("search.trials", "search.hours", "search.device_hours", "search.plateau", "search.job_minutes", "storage")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class StudyFolder:
     def journal(self) -> Path:
         """The sampler's memory."""
         return self.path / "journal.log"
+
+    @property
+    def database_name(self) -> Path:
+        """Under which name a database keeps the sampler's memory."""
+        return self.path / "database_name"
 
     @property
     def status(self) -> Path:

@@ -214,6 +214,8 @@ def test_overrides(study: Path) -> None:
         ("throughput.others=drop", ["throughput.others: 'drop'", "measure, skip"]),
         ("search=5", ["search: 5", "sampler, trials, hours"]),
         ("search.device_hours=0", ["search.device_hours: 0", "null or a number above 0"]),
+        ("storage=postgres", ["storage: 'postgres'", "a database URL such as postgresql://HOST/NAME"]),
+        ("storage=postgresql://me:secret@host/x", ["storage: 'a URL with a password'", "~/.pgpass or PGPASSWORD"]),
         ("search.plateau=5", ["search.plateau: 5", "a mapping such as {trials: 20, gain: 0.01}"]),
         ("search.plateau.gain=1", ["search.plateau.gain: 1", "below 1"]),
         ("search.plateau.trials=0", ["search.plateau.trials: 0", "1 or more"]),

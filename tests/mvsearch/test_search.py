@@ -21,7 +21,7 @@ from mvsearch.record import COMPLETE, FAILED
 from mvsearch.search import Search, SearchFailed
 from mvsearch.space import SearchSpace
 from mvsearch.stop import Interrupted
-from mvsearch.storage import brief_optuna_study, open_optuna_study
+from mvsearch.storage import brief_optuna_study, connect, open_optuna_study
 from mvsearch.study import StudyFolder
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
@@ -39,6 +39,8 @@ def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, b
     folder.begin(config.resolved_yaml())
     pool = pool or InlinePool(make or MakeFakeWorker(), None)
     study = brief_optuna_study(folder) if brief else None
+    if config.storage:
+        study = open_optuna_study(folder, connect(config.storage))
     return Search(config, space, folder, pool, timings=timings, view=view, study=study)
 
 
