@@ -118,7 +118,7 @@ class RayPool:
         self._slots = [_Slot(f"ray-{number}") for number in range(workers)]
         self._queue: deque[Job] = deque()
         self._news: deque[Event] = deque()
-        self._spoken_of = 0
+        self._unplaced = 0
         self._closed = False
         for slot in self._slots:
             self._start(slot)
@@ -126,7 +126,7 @@ class RayPool:
     @property
     def workers(self) -> int:
         """Number of actors, without those that have waited long for a place."""
-        return len(self._slots) - len(self._unplaced())
+        return len(self._slots) - self._unplaced
 
     @property
     def in_process(self) -> bool:
@@ -140,9 +140,9 @@ class RayPool:
         return f"{len(self._slots)} Ray workers, {each} each"
 
     def idle(self) -> int:
-        """How many more jobs would start at once, or when a worker that starts is ready."""
-        busy = sum(slot.job is not None for slot in self._slots)
-        return max(0, self.workers - busy - len(self._queue))
+        """How many more jobs would start at once, or when a worker that starts is ready; never 0 with nothing to do."""
+        taken = sum(slot.job is not None for slot in self._slots) + len(self._queue)
+        return max(0 if taken else 1, self.workers - taken)
 
     def submit(self, job: Job) -> None:
         """Hand in a job."""
@@ -155,7 +155,6 @@ class RayPool:
         while True:
             self._assign()
             self._end_what_hangs()
-            self._speak_of_unplaced()
             while self._news:
                 until = 0.0
                 yield self._news.popleft()
@@ -169,8 +168,10 @@ class RayPool:
             ready, _ = self._ray.wait(list(slots), num_returns=1, timeout=min(max(0.0, left), 1.0))
             for waited_for in ready:
                 self._hear(slots[waited_for])
-            if not ready and not self._news and time.monotonic() >= until:
-                return
+            if not ready:  # all has been heard that there is to hear, also if nobody listened for long
+                self._count_unplaced()
+                if not self._news and time.monotonic() >= until:
+                    return
 
     def now(self) -> float:
         """Real time."""
@@ -289,14 +290,11 @@ class RayPool:
                 evaluation = job.evaluation(what=FAIL, reason=job.over_limit, ended=time.time(), worker=slot.name)
                 self._news.append(Done(job.id, evaluation))
 
-    def _unplaced(self) -> list[_Slot]:
-        """Slots whose actor has waited long for a place in the cluster."""
+    def _count_unplaced(self) -> None:
+        """Count the actors that have waited long for a place in the cluster, and say if there are more than before."""
         latest = time.monotonic() - PLACE_S
-        return [slot for slot in self._slots if slot.actor is not None and not slot.node and slot.since < latest]
-
-    def _speak_of_unplaced(self) -> None:
-        unplaced = len(self._unplaced())
-        if unplaced > self._spoken_of:
+        unplaced = sum(slot.actor is not None and not slot.node and slot.since < latest for slot in self._slots)
+        if unplaced > self._unplaced:
             total, free = self._ray.cluster_resources(), self._ray.available_resources()
             each = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items() if amount)
             there = ", ".join(
@@ -311,7 +309,7 @@ class RayPool:
                     f"each needs {each}, and {there} are free; {rest} them."
                 )
             )
-        self._spoken_of = unplaced
+        self._unplaced = unplaced
 
 
 _EARLY: dict[tuple[int | None, str | None], Future[None]] = {}

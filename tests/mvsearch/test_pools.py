@@ -188,6 +188,20 @@ def test_a_worker_that_dies_breaks_or_hangs_is_replaced(tmp_path, monkeypatch):
         pool.close()
 
 
+@pytest.mark.slow
+def test_a_pool_that_nobody_listened_to_for_long_still_takes_jobs(monkeypatch):
+    monkeypatch.setattr(ray_pool, "PLACE_S", 0.5)
+    pool = on_ray(MakeFakeWorker())
+    try:
+        time.sleep(5)
+        assert pool.idle() == pool.workers == 2
+        pool.submit(job(0))
+        assert isinstance(drain(pool, 1)[-1], Done)
+        assert pool.idle() == pool.workers == 2
+    finally:
+        pool.close()
+
+
 @pytest.mark.parametrize("opened", [inline, on_ray])
 def test_workers_that_cannot_start_are_no_fault_of_the_jobs(opened):
     pool = opened(MakeFakeWorker(faults=(("*", "no start"),)))
