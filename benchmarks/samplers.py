@@ -90,8 +90,8 @@ class WithoutCostModel(KnownCostSampler):
 class WithoutMutations(KnownCostSampler):
     """Candidates are as many, but all drawn at random. In a small space, which is enumerated, this changes nothing."""
 
-    def _mutations(self, front: list[HybridLayout]) -> list[HybridLayout]:
-        return [self._space.sample(self._rng) for _ in range(len(super()._mutations(front)))]
+    def _mutations(self, parents: list[HybridLayout]) -> list[HybridLayout]:
+        return [self._space.sample(self._rng) for _ in range(len(super()._mutations(parents)))]
 
 
 class WithoutRules(KnownCostSampler):
@@ -117,6 +117,18 @@ class WithoutLowerRungs(KnownCostSampler):
         return dataclasses.replace(known, observations=full)
 
 
+class TimedFirst(KnownCostSampler):
+    """Every layout of a table was timed before any was trained, as seconds a layout allow."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        super().__init__(table.space, seed=seed, reference=table.reference)
+        self._timings = [Observation(layout, table.true(layout)[1], source="timings") for layout in table.layouts]
+
+    def _known(self, study: optuna.Study, trial: Any) -> _Known:
+        known = super()._known(study, trial)
+        return dataclasses.replace(known, observations=[*known.observations, *self._timings])
+
+
 @dataclass(frozen=True)
 class Contender:
     """A sampler and how it is run.
@@ -140,6 +152,7 @@ CONTENDERS = {
     "nsga2": Contender(lambda _, seed: optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)),
     "gp": Contender(lambda _, seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)),
     "known_cost": Contender(_ours(KnownCostSampler)),
+    "known_cost, timed first": Contender(lambda table, seed: TimedFirst(table, seed)),
     "without cost model": Contender(_ours(WithoutCostModel)),
     "without mutations": Contender(_ours(WithoutMutations)),
     "without rules first": Contender(_ours(WithoutRules)),

@@ -214,7 +214,7 @@ class KnownCostSampler(BaseSampler):
 
     def _propose(self, known: _Known) -> HybridLayout:
         measured = sum(observation.rung is not None for observation in known.observations)
-        borrowed = any(observation.source is not None for observation in known.observations)
+        borrowed = any(o.source is not None and o.rung is not None for o in known.observations)
         layout = None
         if (len(known.seen) < RULE_LAYOUTS and not borrowed) or measured < _MODEL_FROM:
             layout = self._rule_layout(known.seen)
@@ -277,9 +277,12 @@ class KnownCostSampler(BaseSampler):
         layouts = [o.layout for o in waiting] + candidates
         predictions = model.predict(self._quality_rows(layouts))
         throughput, deviation = throughputs.predict(self._made_of(layouts))
+        # Those under way were mostly timed; so was what another study or a table of timings has brought.
+        timed = {o.layout: o.throughput for o in known.observations if o.throughput is not None}
+        for i, layout in enumerate(layouts):
+            if (measurement := timed.get(layout)) is not None:
+                throughput[i], deviation[i] = measurement, 0.0
         for i, o in enumerate(waiting):
-            if o.throughput is not None:
-                throughput[i], deviation[i] = o.throughput, 0.0
             predictions.expect(i)
             front.append(Point(o.key, float(predictions.means[i]), float(throughput[i])))
         chosen: list[int] = []
@@ -320,13 +323,15 @@ class KnownCostSampler(BaseSampler):
     def _candidates(self, front: list[HybridLayout], seen: set[HybridLayout]) -> list[HybridLayout]:
         if self._space.count() <= ENUMERATED:
             return [layout for layout in self._all if layout not in seen]
-        drawn = [*self._kept, *self._mutations(front), *(self._space.sample(self._rng) for _ in range(_DRAWS))]
+        # Half of the parents are the best candidates of the last time: a local search from one time to the next.
+        parents = [*front, *self._kept[: len(front)]]
+        drawn = [*self._kept, *self._mutations(parents), *(self._space.sample(self._rng) for _ in range(_DRAWS))]
         return [layout for layout in dict.fromkeys(drawn) if layout not in seen and not self._space.excess(layout)]
 
-    def _mutations(self, front: list[HybridLayout]) -> list[HybridLayout]:
+    def _mutations(self, parents: list[HybridLayout]) -> list[HybridLayout]:
         found = []
         for _ in range(_MUTATIONS):
-            layout = self._rng.choice(front)
+            layout = self._rng.choice(parents)
             for _ in range(self._rng.choices(range(1, len(_STEPS) + 1), _STEPS)[0]):
                 layout = self._space.mutate(layout, self._rng)
             found.append(layout)

@@ -491,3 +491,20 @@ def test_a_model_with_more_layouts_than_it_holds_still_asks(monkeypatch):
     known = measured(60)
     sampler = KnownCostSampler(SPACE, seed=0, observations=lambda: known)
     assert told(sampler, known).key not in {o.key for o in known}
+
+
+def test_what_was_timed_beforehand_is_known_of_a_candidate():
+    """Two studies that differ in one timing of a layout that nobody has asked for: fast, it is asked for, slow, not."""
+    known = measured(30)
+    seen = {o.key for o in known}
+    rng = random.Random(5)
+    other = next(layout for layout in iter(lambda: SPACE.sample(rng), None) if layout.key not in seen)
+
+    def asked(throughput):
+        found = [*known, Observation(other, throughput, source="timings")]
+        sampler = KnownCostSampler(SPACE, seed=0, observations=lambda: found)
+        sampler._kept = [other]  # among the candidates
+        return told(sampler, found).key
+
+    assert asked(5.0) == other.key
+    assert asked(-30.0) != other.key
