@@ -115,6 +115,12 @@ def test_a_launch_trains_exactly_the_design_and_a_second_one_nothing_more(tmp_pa
     assert not log.exists()
 
 
+def test_a_larger_number_of_trials_does_not_make_a_design_a_search(tmp_path):
+    config = designed()
+    more = config.model_copy(update={"search": config.search.model_copy(update={"trials": config.search.trials + 5})})
+    assert search_in(tmp_path, more).run().complete == config.search.trials
+
+
 def test_a_failed_layout_is_not_replaced(tmp_path):
     config = designed()
     bad = design_layouts(space_of(config))[-1].key

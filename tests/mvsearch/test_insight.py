@@ -270,11 +270,17 @@ def test_words_turn_nll_so_that_lower_is_better() -> None:
 def test_importance_finds_what_decides() -> None:
     from mvsearch.integrations.importance import importances
 
-    study = study_factory.study(trials=150, failures=0)
-    found = importances(study)
+    # The best are wide, whatever their state; the worst have a large state, whatever their width.
+    draw = random.Random(0)
+    rows, states = [], []
+    for number in range(150):
+        width, state = draw.choice((16, 24, 32, 40)), draw.choice((4, 8, 16))
+        nll = 1.0 - (0.5 if width == 40 else 0) + (5.0 if state == 16 else 0) + 0.01 * draw.random()
+        rows.append((width, draw.choice(("MMAA", "MAMA", "AAMM")), "MMA", nll, 1 + number / 100, 1000))
+        states.append(state)
+    found = importances(synthetic(rows, states))
     assert set(found) == {"quality", "throughput", "both"}
     for shares in found.values():
         assert sum(shares.values()) == pytest.approx(1)
-    # The best are wide, the fastest narrow: with the direction turned around depth would lead, see true_values.
     assert max(found["quality"], key=found["quality"].get) == "width"
     assert importances(study_factory.study(trials=12, failures=0)) is None

@@ -44,6 +44,15 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator["sync_api.Brow
         opened.close()
 
 
+def eventually(page: "sync_api.Page", expression: str) -> None:
+    """Wait for an expression to hold; Playwright's own waiting evaluates text in the page, whose policy forbids it."""
+    for _ in range(200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never came to hold: {expression}")
+
+
 @pytest.fixture
 def page(context: "sync_api.BrowserContext", address: str) -> Iterator["sync_api.Page"]:
     """The report, freshly opened; a test fails if the console complained or anything was asked of the network."""
@@ -52,7 +61,7 @@ def page(context: "sync_api.BrowserContext", address: str) -> Iterator["sync_api
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda r: complaints.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else 0)
     opened.goto(address)
-    opened.wait_for_function("document.documentElement.dataset.ready")
+    eventually(opened, "document.documentElement.dataset.ready")
     yield opened
     opened.close()
     assert complaints == []
@@ -165,7 +174,7 @@ def test_a_phone_needs_no_sideways_scrolling(page: "sync_api.Page") -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.evaluate("document.querySelectorAll('details').forEach((section) => { section.open = true; })")
     # Figures take the new width when they are drawn or resized, which a busy machine does late.
-    page.wait_for_function("document.documentElement.scrollWidth <= 390")
+    eventually(page, "document.documentElement.scrollWidth <= 390")
     assert page.locator(".plot .main-svg").first.bounding_box()["width"] <= 390
 
 
