@@ -78,6 +78,11 @@ class Effort:
             self._trained += line.to_epoch - line.from_epoch
             self._training_seconds += seconds
 
+    @property
+    def trial_seconds(self) -> float:
+        """Mean seconds of work between two asks: a timing and a training, or a training on a later rung."""
+        return self.device_seconds / self._trainings if self._trainings else 0.0
+
     def left(self) -> Estimate | None:
         """What is left to do, by the mean of what was done so far; None before there is enough of it.
 

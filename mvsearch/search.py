@@ -59,6 +59,8 @@ from mvsearch.warm_start import WarmStart
 
 MAX_REFUSALS = 50
 POLL_S = 0.25
+# Share of a trial that an ask may take before the next trial is asked for while the workers are busy.
+SLOW_ASK = 0.005
 
 NSGA2_POPULATION = 12
 
@@ -234,6 +236,7 @@ class Search:
             self._effort.add(line)
         self._worked_before = self._effort.device_seconds
         self._began = pool.now()
+        self._ask_seconds = 0.0
         self._estimate: Estimate | None = None
         self._stopping: str | None = None
         self._sweep_checkpoints()
@@ -274,6 +277,7 @@ class Search:
                     while (event := stop.next(events)) is not None:
                         self._handle(event)
                         self._fill()
+                    self._ask_ahead()
                     state = self.state()
                     self.view.update(state)
                     self._status.write(state)
@@ -375,6 +379,16 @@ class Search:
             if self._ready:
                 self.pool.submit(self._ready.popleft())
 
+    def _ask_ahead(self) -> None:
+        """While all workers are busy, begin the trial that the next free one gets, if an ask would keep it waiting.
+
+        The sampler then knows one result less. So this is done only where an ask takes a noticeable share of a trial,
+        and not where jobs run in this process, which works on one thing at a time.
+        """
+        slow = self._ask_seconds > SLOW_ASK * self._effort.trial_seconds
+        if slow and not self.pool.in_process and not self.pool.idle() and not self._ready and not self._why_stop():
+            self._begin_trial()
+
     def _begin_trial(self) -> bool:
         """Begin one more trial if one is wanted: one that was cut short, else a layout that waits, else a new one.
 
@@ -391,7 +405,9 @@ class Search:
                 self._todo.append(promotion)
             elif self.exhausted:
                 return False
+        began = time.perf_counter()
         asked = self._ask()
+        self._ask_seconds = time.perf_counter() - began
         if asked is None:
             self.exhausted = True
             return self._begin_trial()  # what waits may go on now

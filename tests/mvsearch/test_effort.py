@@ -130,3 +130,30 @@ def test_a_launch_says_why_it_ended_and_how_far_off_it_was(tmp_path):
     assert "off by +100% and −50%" in text
     out.print(panel(read_status(search.folder).state))
     assert "device-hours (estimate for this launch:" in out.export_text()
+
+
+class Elsewhere(ReplayPool):
+    """Devices that are not this process."""
+
+    in_process = False
+
+
+@pytest.mark.parametrize(("takes", "ahead"), [(0.0, False), (1e6, True)])
+def test_a_slow_ask_is_made_while_the_workers_are_busy(tmp_path, monkeypatch, takes, ahead):
+    search = search_in(tmp_path, *FULL, "search.trials=12", brief=True)
+    search.pool = Elsewhere(made_up(search.space), devices=2)
+    clock = iter(float(takes * number) for number in range(10**6))
+    monkeypatch.setattr("mvsearch.search.time.perf_counter", lambda: next(clock))
+    waiting = []
+    update = View.update
+
+    class Watching(View):
+        def update(self, state):
+            waiting.append((search.pool.idle(), len(search._active)))
+            update(self, state)
+
+    search.view = Watching()
+    outcome = search.run()
+    assert outcome.complete == 12
+    assert any(active == 3 for idle, active in waiting if not idle) is ahead
+    assert max(active for _, active in waiting) <= 3
