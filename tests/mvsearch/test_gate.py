@@ -63,28 +63,27 @@ def test_readers_share_and_a_writer_is_alone(gates):
     assert inside == ["writer", "reader"]
 
 
-def test_readers_that_follow_one_another_do_not_starve_a_writer(gates):
+def test_a_reader_that_comes_while_a_writer_waits_waits_too(gates):
     first, second, writer = gates
-    stop, done, steps = threading.Event(), threading.Event(), []
-
-    def train(gate):
-        while not stop.is_set():
-            with gate.read():
-                time.sleep(0.01)
-            steps.append(1)
+    order = []
 
     def write():
         with writer.write():
-            done.set()
+            order.append("writer")
 
-    threads = [started(lambda gate=gate: train(gate)) for gate in (first, second)]
-    while len(steps) < 10:
-        time.sleep(0.01)
-    started(write)
-    assert done.wait(10), "the readers overlap all the time, and the writer waits for ever"
-    stop.set()
-    for thread in threads:
+    def read():
+        with second.read():
+            order.append("reader")
+
+    with first.read():
+        writing = started(write)
+        time.sleep(0.2)
+        reading = started(read)
+        reading.join(0.2)
+        assert order == [], "readers that follow one another would keep the writer waiting for ever"
+    for thread in (writing, reading):
         thread.join(10)
+    assert order == ["writer", "reader"]
 
 
 @pytest.mark.slow

@@ -233,6 +233,8 @@ def test_a_batch_that_does_not_fit_is_cut_in_two_once_and_the_steps_stay_the_sam
     assert done.evaluation.conditions["batch_in_parts"] == 2
     assert done.evaluation.values["images_seen"] == 256
     # Without batch normalisation two halves are the same step, but for rounding.
+    losses = [[epoch["train_loss"] for epoch in values["curve"]] for values in (done.evaluation.values, whole.values)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert done.evaluation.values["nll"] == pytest.approx(whole.values["nll"], rel=0.02)
 
 
