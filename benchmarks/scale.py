@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/scale.py [--devices 16 64 256 512] [--trials 10000] [--sampler random] [--rungs] [--folder DIR]
 
-Trials are made up and their minutes pass in virtual time, but every second that the driver really works (asks, tells,
-journal, ledger, promotions) passes on the same clock, while devices that have nothing to do stand idle. Each row is a
-process of its own.
+Trials are made up (with --rungs a minute to the end of the first) and their minutes pass in virtual time, but every
+second that the driver really works (asks, tells, journal, ledger, promotions) passes on the same clock, while devices
+that have nothing to do stand idle. Each row is a process of its own.
 
 utilisation: time in which devices worked over all devices' time, from the ledger's lines, after every device has had
 its first job and before the last layout is begun: at the end less is left than there are devices. "all" is from the
@@ -79,7 +79,7 @@ class PacedPool(ReplayPool):
 
 
 class Minute(ReplayWorker):
-    """Made-up values; a timing takes 5 s and a full training 55 s, each ± 30 %, drawn by the layout."""
+    """Made-up values; a timing takes 5 s and a training to the first rung 55 s, each ± 30 %, drawn by the layout."""
 
     def __init__(self, synthetic: Synthetic, epochs: int) -> None:
         super().__init__(synthetic=synthetic)
@@ -111,7 +111,7 @@ def run(devices: int, trials: int, sampler: str, rungs: bool, folder: Path, stor
     study.begin(config.resolved_yaml())
     cost = space.cost(space.reference())
     synthetic = Synthetic(10, {"params": cost.params, "macs": cost.macs}, epochs=9)
-    pool = PacedPool(lambda *_: Minute(synthetic, config.proxy.epochs), devices=devices)
+    pool = PacedPool(lambda *_: Minute(synthetic, config.rung_epochs[0]), devices=devices)
     search = Search(config, space, study, pool, study=open_optuna_study(study))
     began, cpu = time.perf_counter(), time.process_time()
     marks: list[tuple[int, float]] = []
