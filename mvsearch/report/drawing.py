@@ -48,7 +48,7 @@ def figures(study: StudyData) -> dict[str, Figure]:
     """
     insight = Insight(study)
     made = page_figures(study, insight)
-    if insight.comparisons:
+    if any(one.known for one in insight.comparisons):
         made["ratio"] = ratio_figure(study, insight.comparisons)
     return made
 
@@ -61,6 +61,8 @@ def page_figures(study: StudyData, insight: Insight) -> dict[str, Figure]:
     made["front"] = front_figure(study, "top1")
     made["front_nll"] = front_figure(study, "nll")
     for one in insight.comparisons:
+        if not one.known:
+            continue  # a sentence says it
         made[ratio_name(one)] = ratio_figure(study, [one])
     made["hypervolume"] = hypervolume_figure(study)
     if study.calibration and study.calibration.verdict:

@@ -30,6 +30,7 @@ from mvsearch.report.parts import (
 )
 from mvsearch.report.words import count, duration, factor, fixed, percent, plural, scaled
 from mvsearch.strip import html_strip
+from mvsearch.trust import RED
 
 PICK_TITLES = {"knee": "Best trade-off", "fastest": "Fastest", "most-accurate": "Most accurate"}
 _NAV = (
@@ -90,11 +91,21 @@ def _answer(study: StudyData, record: TrialRecord, which: Sequence[str], widest:
     return (
         f'<section class="take"><h2>Take this layout <span class="note">{html.escape(title)}</span></h2>'
         f'<div class="scroll big-strip">{html_strip(record.layout, scale=widest)}</div>'
-        f"{''.join(f'<p>{sentence}</p>' for sentence in margin_words(study, record))}"
+        f"{_warning(study)}{''.join(f'<p>{sentence}</p>' for sentence in margin_words(study, record))}"
         f"<p>{capital(quality)} · {count(record.images_per_second)} img/s · {scaled(record.params)} parameters · "
         f"{scaled(record.macs)} MACs</p>"
         f'<p class="note">{copy_button(record)} Trial {record.number}, <code>{html.escape(record.key)}</code></p>'
         "</section>"
+    )
+
+
+def _warning(study: StudyData) -> str:
+    """On red the answer is not one."""
+    if study.calibration is None or study.calibration.verdict != RED:
+        return ""
+    return (
+        '<p class="bad"><b>The short trainings do not rank layouts as long ones do, so the order here is no reason to '
+        "take this layout.</b></p>"
     )
 
 
@@ -160,13 +171,16 @@ def margin_words(study: StudyData, record: TrialRecord) -> list[str]:
     baselines, named = study.baselines, named_baseline(study)
     if not baselines or named is None:
         return ["No hand-made layout is complete, so there is nothing to compare it with."]
-    if record.baseline:
-        return [f"This is the hand-made layout “{html.escape(record.baseline)}”: the search found none better here."]
+    if record.baseline and record.key == named.key:
+        return [f"This is the hand-made layout {baseline_name(record)} itself: the search found none better here."]
     against = difference(study, record, named)
     sentences = [
         f'<b class="big">{times(record, named)} the speed of the hand-made {baseline_name(named)}, '
         f"{difference_words(study, against)}</b> <span class=note>({interval_words(against)})</span>"
     ]
+    if record.baseline:
+        sentences.append(f"It is itself hand-made, {baseline_name(record)}: the search found none better here.")
+        return sentences
     found = margin(record, baselines, study.measure)
     if found.at_speed and found.at_speed.key != named.key:
         gain = difference_words(study, difference(study, record, found.at_speed))

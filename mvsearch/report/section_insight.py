@@ -51,7 +51,7 @@ def insight_section(study: StudyData, insight: Insight) -> str:
         title = f"Stage {stage}: {name}" if stage else f"{name[0].upper()}{name[1:]}"
         parts.append(f"<h3>{title}, against {html.escape(own[0].reference)}</h3><ul>")
         parts += [f"<li>{capital(html.escape(comparison_words(one)))}</li>" for one in own]
-        parts.append(f'</ul><div class="pairs">{"".join(_ratio_plot(one) for one in own)}</div>')
+        parts.append(f'</ul><div class="pairs">{"".join(_ratio_plot(one) for one in own if one.known)}</div>')
     parts.append(_numbers(insight.comparisons))
     parts.append(_published(study, insight))
     parts.append(_importance(study))

@@ -35,6 +35,7 @@ from mvsearch.report.data import (
 from mvsearch.report.drawing import front_figure
 from mvsearch.report.insight import Insight, share_bin
 from mvsearch.report.page import page
+from mvsearch.report.section_first import margin_words
 from mvsearch.strip import hover_strip, html_strip, ink, rich_strip
 
 
@@ -302,6 +303,32 @@ def test_a_calibrated_and_confirmed_study_says_so_with_intervals() -> None:
     for value in (volumes.observed, volumes.val, volumes.test):
         assert f"{value:.3f}" in said
     assert {"calibration", "confirmation"} <= set(re.findall(r'data-figure="(\w+)"', text))
+
+
+def test_on_red_the_answer_warns() -> None:
+    study = study_factory.trusted(study_factory.study())
+    turned = tuple(
+        dataclasses.replace(line, values={**line.values, "nll": 3 - line.values["nll"]})
+        if line.to_epoch == 4 * study_factory.EPOCHS
+        else line
+        for line in study.evaluations
+    )
+    red = dataclasses.replace(study, evaluations=turned)
+    assert red.calibration.verdict == "red"
+    assert "no reason to take this layout" in _answer(page(red))
+    assert "no reason to take this layout" not in _answer(page(study))
+
+
+def test_a_hand_made_answer_still_says_its_margin_over_last_half() -> None:
+    study = study_factory.study()
+    first = next(r for r in study.baselines if r.baseline == "first half")
+    said = " ".join(margin_words(study, first))
+    assert "the speed of the hand-made “last half”" in said
+    assert "It is itself hand-made, “first half”" in said
+    named = next(r for r in study.baselines if r.baseline == "last half")
+    assert margin_words(study, named) == [
+        "This is the hand-made layout “last half” itself: the search found none better here."
+    ]
 
 
 def test_the_interval_of_a_difference_is_that_of_a_t_test() -> None:
