@@ -24,17 +24,18 @@ class Estimate:
     device_hours: float
 
 
-def planned(config: StudyConfig, baselines: int) -> tuple[int, float]:
-    """How many layouts a study times, and how many epochs it trains, every seed, when `search.trials` ends it.
+def planned(config: StudyConfig, trials: int, baselines: int) -> tuple[int, float]:
+    """How many layouts a study times, and how many epochs it trains, every seed, until so many are trained in full.
 
     With rungs, of eta layouts on a rung one goes on, and the hand-made layouts climb all of them.
 
     Args:
         config: of the study.
-        baselines: how many hand-made layouts run first.
+        trials: layouts trained in full.
+        baselines: how many of them are trained in full from the start, such as the hand-made ones.
     """
-    baselines = min(baselines, config.search.trials)
-    others, rungs = config.search.trials - baselines, config.rung_epochs
+    baselines = min(baselines, trials)
+    others, rungs = trials - baselines, config.rung_epochs
     eta = config.fidelity.eta if config.fidelity else 1
     trained = [others * eta ** (len(rungs) - 1 - number) for number in range(len(rungs))]
     starts = (0, *rungs[:-1])
@@ -47,15 +48,16 @@ class Effort:
 
     Args:
         config: of the study.
-        baselines: how many hand-made layouts run first.
+        trials: layouts it trains in full.
+        baselines: how many of them are trained in full from the start.
         workers: that share the work.
 
     Attributes:
         device_seconds: of all evaluations, all workers together, all launches.
     """
 
-    def __init__(self, config: StudyConfig, baselines: int, workers: int) -> None:
-        self._timings, self._epochs = planned(config, baselines)
+    def __init__(self, config: StudyConfig, trials: int, baselines: int, workers: int) -> None:
+        self._timings, self._epochs = planned(config, trials, baselines)
         self._workers = workers
         self.device_seconds = 0.0
         self._timed = 0
@@ -66,8 +68,8 @@ class Effort:
 
     def add(self, line: Evaluation) -> None:
         """Take one line of the ledger."""
-        if line.purpose != SEARCH:
-            return
+        if line.purpose != SEARCH or (line.warm_start is not None and "source" in line.conditions):
+            return  # the latter was done for another study
         seconds = max(0.0, line.ended - line.started) if line.worker else 0.0  # else it was taken from a table
         self.device_seconds += seconds
         if line.what == TIME:

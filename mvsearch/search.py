@@ -231,7 +231,8 @@ class Search:
         )
         for key in dict.fromkeys(line.key for line in self.ledger.evaluations if line.purpose == SEARCH):
             self._refresh(key)
-        self._effort = Effort(config, len(self._baselines), pool.workers)
+        planned = len(self._design) or config.search.trials
+        self._effort = Effort(config, planned, len(self._design or self._baselines), pool.workers)
         for line in self.ledger.evaluations:
             self._effort.add(line)
         self._worked_before = self._effort.device_seconds

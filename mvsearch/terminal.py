@@ -285,6 +285,10 @@ def print_outcome(out: Console, study: StudyData, files: list[str], where: str, 
         took = f"It took {duration(outcome.seconds)} and {outcome.device_hours:.2g} device-hours"
         busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time."
         out.print(f"{took}{_against(outcome)}. {busy}")
+    if waiting and not outcome.exhausted:
+        out.print(
+            "Checkpoints of those that stopped stay for a larger search.trials; else checkpoints/ may be deleted."
+        )
     out.print("Written: " + ", ".join(files))
     out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
 

@@ -88,7 +88,7 @@ def test_the_gain_is_that_of_the_last_layouts_to_end(tmp_path, order):
 def test_what_is_planned_is_about_what_is_done(tmp_path, overrides):
     search = replayed(tmp_path, *overrides)
     search.run()
-    timed, epochs = planned(search.config, 5)
+    timed, epochs = planned(search.config, search.config.search.trials, 5)
     lines = search.ledger.evaluations
     trained = sum(line.to_epoch - line.from_epoch for line in lines if line.what == "train")
     if search.config.fidelity is None:
