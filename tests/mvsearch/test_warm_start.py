@@ -15,10 +15,12 @@ from fakes import MakeFakeWorker, true_nll
 from hypothesis import given
 from hypothesis import strategies as st
 from test_search import told, trials_of
+from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout
 from mambavision.library import SHIPPED
-from mvsearch.config import load_config
+from mvsearch.cli import app
+from mvsearch.config import ConfigError, StudyConfig, load_config
 from mvsearch.front import front_records
 from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.pool.inline import InlinePool
@@ -486,3 +488,54 @@ def test_a_prior_that_the_space_cannot_follow_is_refused_and_a_small_space_says_
     small = ("layout.width=16", "layout.stages.1.depth=2", "layout.stages.1.state=8", "layout.stages.2.state=8")
     search = warm_search(tmp_path, "new", "warm_start={placement: {last: 1, first: 1}}", *small)
     assert search.plan.notices[0].startswith("Warm start: 2 layouts drawn (of 10: no more were found")
+
+
+# -- configuration and command line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("3", "warm_start: 3 is not allowed; null, a study"),
+        ("''", "warm_start: '' is not allowed; null, a study"),
+        ("{}", "warm_start: {} is not allowed; null, a study"),
+        ("{layouts: 3}", "warm_start.layouts: 3 is not allowed; only with study"),
+        ("{study: x, layouts: 0}", "warm_start.layouts: 0 is not allowed; a whole number, 1 or more"),
+        ("{study: x, draws: 3}", "warm_start.draws: 3 is not allowed; only with placement"),
+        ("{known: [3]}", "warm_start.known: .* the name of a model of the library"),
+        ("{known: [a, a]}", "warm_start.known: .* no name is repeated"),
+        ("{placement: last}", "warm_start.placement: 'last' is not allowed; null or a mapping from placement rules"),
+        ("{placement: {lst: 1}}", "warm_start.placement: .*Did you mean 'last'"),
+        ("{placement: {last: 0}}", "warm_start.placement: .* at least one is above 0"),
+        ("{studdy: x}", "unknown key warm_start.studdy; .*Did you mean 'study'"),
+    ],
+)
+def test_a_wrong_warm_start_is_named(value, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("stagewise", [f"warm_start={value}"])
+
+
+def test_a_warm_start_is_written_so_that_it_is_read_back():
+    for value in ("studies/x", "{known: mambavision_t}", "{study: x, placement: {last: 3}, draws: 2}"):
+        config = load_config("stagewise", [f"warm_start={value}"])
+        assert StudyConfig.model_validate(config.resolved()) == config
+    assert "warm_start" not in load_config("stagewise").resolved()
+
+
+@pytest.mark.slow
+def test_a_dry_run_takes_nothing_over_and_says_what_it_would_ask_for(studies, monkeypatch):
+    monkeypatch.chdir(studies)
+    settings = ["search.trials=12", "search.sampler=random", "proxy.data=digits"]
+    settings += ["proxy.train_images=320", "proxy.val_images=100"]
+    arguments = [part for setting in [*settings, "name=new"] for part in ("--set", setting)]
+    run = CliRunner().invoke(
+        app, ["launch", "stagewise", *arguments, "--set", "warm_start=old", "--studies", ".", "--dry-run"]
+    )
+    assert run.exit_code == 0, run.output
+    said = " ".join(run.output.split())
+    assert "15 of 20, the best and the hand-made, trained and timed again, because a dry run takes nothing over" in said
+    assert not (studies / "new").exists()
+    wrong = CliRunner().invoke(
+        app, ["launch", "stagewise", *arguments, "--set", "warm_start=odl", "--studies", ".", "--dry-run"]
+    )
+    assert wrong.exit_code == 2
