@@ -187,6 +187,16 @@ class TrialRecord:
         return self.warm_start is not None and bool(trainings) and all("source" in t.conditions for t in trainings)
 
     @property
+    def nll_sd(self) -> float | None:
+        """Standard deviation of the NLL between seeds, nats; None with one seed."""
+        return None if self.nll_se is None else self.nll_se * math.sqrt(len(self.seeds))
+
+    @property
+    def top1_sd(self) -> float | None:
+        """Standard deviation of top-1 between seeds; None with one seed."""
+        return None if self.top1_se is None else self.top1_se * math.sqrt(len(self.seeds))
+
+    @property
     def log2_ratio(self) -> float | None:
         """The throughput objective; None until timed."""
         return None if self.ratio is None else math.log2(self.ratio)

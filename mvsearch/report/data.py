@@ -490,7 +490,7 @@ def trials_table(records: Iterable[TrialRecord], measure: str = "nll") -> pd.Dat
             "on_front": record.key in on_front,
         }
         row |= {name: getattr(record, name) for name in _COUNTS}
-        row |= {name: getattr(record, name) for name in ("nll", "nll_se", "top1", "top1_se")}
+        row |= {name: getattr(record, name) for name in ("nll", "nll_sd", "nll_se", "top1", "top1_sd", "top1_se")}
         row |= {name: getattr(record, name) for name in ("images_per_second", "ratio", "ratio_iqr")}
         row |= {name: getattr(record, name) for name in ("epochs", "images_seen", "train_seconds")}
         reached = record.rungs[-1] if record.rungs else None

@@ -132,6 +132,7 @@ def test_records_gather_seeds_and_tell_complete_from_partial():
     (record,) = trial_records([timing, *seeds], epochs=6, seeds=2)
     assert (record.state, record.nll, record.top1, record.images_seen) == ("COMPLETE", 1.5, 0.375, 10)
     assert record.nll_se == pytest.approx(0.5)
+    assert record.nll_sd == pytest.approx(0.5**0.5)
     assert record.log2_ratio == 1.0
     assert record.number == 0
     for lines in ([timing, seeds[0]], seeds, [timing, *seeds[:1], evaluation(seed=1, to_epoch=3)]):
