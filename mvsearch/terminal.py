@@ -233,20 +233,20 @@ def panel(state: LaunchState) -> Panel:
     left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
     waiting = f", {state.waiting:,} waiting between rungs" if state.waiting else ""
     head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"{waiting}   {duration(state.elapsed)}{left}")
-    more = f"workers busy {percent(state.utilisation, 0)}   {state.device_hours:.2g}"
-    more += " device-hours"
-    if state.estimated is not None:
-        more += f" (estimate for this launch: {duration(state.estimated[0])}, {state.estimated[1]:.2g})"
+    more = f"workers busy {percent(state.utilisation, 0)}"
     if state.hypervolume is not None:
         more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
+    spent = f"{state.device_hours:.2g} device-hours"
+    if state.estimated is not None:
+        spent += f"   estimate for this launch: {duration(state.estimated[0])}, {state.estimated[1]:.2g} device-hours"
     workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for worker, doing in state.running.items():
         workers.add_row(Text(worker, style="dim"), doing)
     bar = Table.grid(expand=True)  # a bar by itself does not end its line
     bar.add_row(ProgressBar(total=state.wanted, completed=ended, complete_style=ACCENT, finished_style=ACCENT))
-    parts: list[Any] = [head, bar, Text(more), workers]
+    parts: list[Any] = [head, bar, Text(more), Text(spent), workers]
     if state.stopping:
-        parts.insert(3, Text(f"nothing more is begun: {state.stopping}", style="yellow"))
+        parts.insert(4, Text(f"nothing more is begun: {state.stopping}", style="yellow"))
     if state.front:
         shown = state.front[-LINES_OF_FRONT:]
         hidden = len(state.front) - len(shown)

@@ -129,7 +129,7 @@ def test_a_launch_says_why_it_ended_and_how_far_off_it_was(tmp_path):
     assert "14 layouts trained in full. Stopped because search.trials = 14 are done." in text
     assert "off by +100% and −50%" in text
     out.print(panel(read_status(search.folder).state))
-    assert "device-hours (estimate for this launch:" in out.export_text()
+    assert "device-hours   estimate for this launch:" in out.export_text()
 
 
 class Elsewhere(ReplayPool):
