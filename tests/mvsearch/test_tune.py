@@ -217,6 +217,7 @@ def check_trials(results, study, samples):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_tuner_fits_and_failures_do_not_stop_it(tmp_path):
     quiet_ray()
     tuner = tuner_in(tmp_path, 10)
@@ -244,6 +245,7 @@ tuner_in(Path({folder!r}), 8).fit()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_tuner_that_was_killed_is_restored_without_lost_or_doubled_trials(tmp_path):
     code = DRIVER.format(here=str(Path(__file__).parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
