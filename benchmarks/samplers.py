@@ -437,6 +437,8 @@ COLOURS = {
 def figure(name: str, curves: dict[str, np.ndarray]) -> go.Figure:
     """Regret against trials: means, and the band of 80 % of the seeds."""
     drawn = go.Figure()
+    ends: list[tuple[float, str, str]] = []
+    top = max(float((1 - curves[sampler][:, 7]).mean()) for sampler in COLOURS if sampler in curves)
     for sampler, colour in COLOURS.items():
         if sampler not in curves:
             continue
@@ -448,15 +450,12 @@ def figure(name: str, curves: dict[str, np.ndarray]) -> go.Figure:
             x=np.r_[trials, trials[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=shade, line_width=0
         )
         drawn.add_scatter(x=trials, y=regret.mean(axis=0), mode="lines", line={"color": colour, "width": 2.5})
-        drawn.add_annotation(
-            x=trials[-1],
-            y=float(regret[:, -1].mean()),
-            text=f"{sampler} (n = {len(regret)})",
-            font_color=colour,
-            showarrow=False,
-            xanchor="left",
-            xshift=6,
-        )
+        ends.append((float(regret[:, -1].mean()), f"{sampler} (n = {len(regret)})", colour))
+    last = max(len(curve[0]) for curve in curves.values())
+    below = -math.inf
+    for end, text, colour in sorted(ends):
+        below = max(end, below + 0.055 * top)  # labels do not lie on each other
+        drawn.add_annotation(x=last, y=below, text=text, font_color=colour, showarrow=False, xanchor="left", xshift=6)
     title = "the synthetic landscape" if name == "synthetic" else f"the table {Path(name).stem}"
     drawn.update_layout(
         title=f"Regret on {title}<br><sup>1 − HV/HV*; lines: mean over n seeds, bands: 80 % of the seeds</sup>",
@@ -470,7 +469,9 @@ def figure(name: str, curves: dict[str, np.ndarray]) -> go.Figure:
         margin_r=170,
         margin_t=90,
     )
-    drawn.update_yaxes(rangemode="tozero")
+    # The first trials, which are alike for all, may leave the picture.
+    drawn.update_yaxes(range=[0, 1.3 * top])
+    drawn.update_xaxes(range=[1, last])
     return drawn
 
 
