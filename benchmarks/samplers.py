@@ -159,7 +159,6 @@ CONTENDERS = {
     f"known_cost, {PARALLEL} at once": Contender(_ours(KnownCostSampler), PARALLEL),
     f"without fantasies, {PARALLEL} at once": Contender(_ours(WithoutFantasies), PARALLEL),
 }
-OTHERS = ("random", "tpe", "nsga2", "gp")
 SETTINGS = (
     f"TPE multivariate; NSGA-II with a population of {POPULATION}; GP: Optuna's GPSampler; known_cost as it ships, and "
     "told the corner from which hypervolume is measured."
