@@ -9,6 +9,7 @@ beside one that does. The training runs in a process of its own, on all cores, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -93,25 +94,28 @@ def main() -> None:
     speed: dict[int, list[float]] = {ALONE: [], WITHOUT: [], WITH: []}
     ratio: dict[int, list[float]] = {ALONE: [], WITHOUT: [], WITH: []}
     trained: dict[int, int] = dict.fromkeys(speed, 0)
-    began = time.time()
-    for number in range(args.rounds):
-        for kind in ((ALONE, WITHOUT, WITH), (WITH, WITHOUT, ALONE))[number % 2]:
-            mode.value = kind
-            time.sleep(0.3)
-            before = steps.value
-            with gate.write(), throughput.threads(timing.threads):
-                found, _ = throughput.measure(*models, images, window_s=args.window, windows=args.windows)
-            trained[kind] += steps.value - before
-            speed[kind].append(found["images_per_second"])
-            ratio[kind].append(found["ratio"])
-        times = ", ".join(f"{NAMES[kind]} {speed[kind][-1]:,.0f}" for kind in speed)
-        print(f"round {number + 1}: {times} img/s", file=sys.stderr, flush=True)
+    began, order = time.time(), (ALONE, WITHOUT, WITH)
+    with contextlib.suppress(KeyboardInterrupt):  # what was measured until then is shown
+        for number in range(args.rounds):
+            found = {}
+            for kind in order if number % 2 else order[::-1]:
+                mode.value = kind
+                time.sleep(0.3)
+                before = steps.value
+                with gate.write(), throughput.threads(timing.threads):
+                    found[kind], _ = throughput.measure(*models, images, window_s=args.window, windows=args.windows)
+                trained[kind] += steps.value - before
+            for kind, values in found.items():
+                speed[kind].append(values["images_per_second"])
+                ratio[kind].append(values["ratio"])
+            times = ", ".join(f"{NAMES[kind]} {speed[kind][-1]:,.0f}" for kind in order)
+            print(f"round {number + 1}: {times} img/s", file=sys.stderr, flush=True)
     process.terminate()
 
     print(
         f"{layout.key} beside {reference.key} on {device_name(where)} ({processor()}, {os.cpu_count()} cores), "
         f"{size} px, batch {timing.batch_size}, {timing.threads} thread, {args.windows} windows of {args.window:g} s, "
-        f"{args.rounds} rounds in turns, torch {torch.__version__}, {time.time() - began:.0f} s"
+        f"{len(speed[ALONE])} rounds in turns, torch {torch.__version__}, {time.time() - began:.0f} s"
     )
     print("| timed | img/s | of alone | (least – most) | CV | ratio | CV | steps trained meanwhile |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
