@@ -40,7 +40,7 @@ from mvsearch.pool.replay import ReplayPool, ReplayWorker, Synthetic, _share
 from mvsearch.record import TIME, TRAIN
 from mvsearch.search import Search
 from mvsearch.space import SearchSpace
-from mvsearch.storage import open_optuna_study
+from mvsearch.storage import connect, open_optuna_study
 from mvsearch.study import StudyFolder
 
 TIMING_S, TRAINING_S = 5.0, 55.0
@@ -121,7 +121,8 @@ def run(
     cost = space.cost(space.reference())
     synthetic = Synthetic(10, {"params": cost.params, "macs": cost.macs}, epochs=9)
     pool = PacedPool(lambda *_: Minute(synthetic, config.rung_epochs[0]), devices=devices, clock=clock)
-    search = Search(config, space, study, pool, study=open_optuna_study(study))
+    database = connect(storage) if storage else None
+    search = Search(config, space, study, pool, study=open_optuna_study(study, database))
     began, cpu = clock(), time.process_time()
     marks: list[tuple[int, float]] = []
     complete = search._ended

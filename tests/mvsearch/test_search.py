@@ -320,6 +320,7 @@ import os, sys, traceback
 sys.path.insert(0, {here!r})
 from pathlib import Path
 import fakes
+import mvsearch.samplers.tpe  # before the fork: scikit-learn takes a second
 from mvsearch.storage import _Journal
 from test_search import search_in
 moment = torn = count = 0
