@@ -44,7 +44,15 @@ def launch(space: str, sampler: str, seed: int, minutes: float, folder: Path, ov
         f"search.device_hours={minutes / 60}",
         *overrides,
     ]
-    command = [str(Path(sys.executable).with_name("mvsearch")), "launch", space, "--workers", "1", "--studies", str(folder)]
+    command = [
+        str(Path(sys.executable).with_name("mvsearch")),
+        "launch",
+        space,
+        "--workers",
+        "1",
+        "--studies",
+        str(folder),
+    ]
     for setting in settings:
         command += ["--set", setting]
     log = folder / f"{name}.log"

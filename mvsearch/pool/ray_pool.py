@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from mvsearch.record import FAIL
 
 PLACE_S = 10.0
 """Seconds after which a worker that has no place in the cluster yet is spoken of."""
+GIVE_UP_S = 120.0
+"""Seconds after which Ray, started in the background, is taken never to come up."""
 STARTS = 3
 """How often a worker is started that fails to, before it is given up."""
 HANG_GRACE_S = 5.0
@@ -99,7 +102,12 @@ class RayPool:
         if early is None:
             _connect(workers, address)
         else:
-            early.result()
+            try:
+                early.result(timeout=GIVE_UP_S)
+            except TimeoutError:
+                raise PoolError(
+                    f"workers: Ray did not come up within {GIVE_UP_S:g} s; --workers 1 needs no Ray"
+                ) from None
         import ray
 
         self._ray = ray
@@ -328,14 +336,24 @@ def connecting(workers: int | None, address: str | None) -> Iterator[None]:
     _set_environment()
     import ray  # here, because two threads that import at the same time hinder one another
 
-    with ThreadPoolExecutor(1) as thread:
-        _EARLY[workers, address] = thread.submit(_connect, workers, address)
+    future: Future[None] = Future()
+
+    def connect() -> None:
         try:
-            yield
-        finally:
-            unused = _EARLY.pop((workers, address), None)
-            if unused is not None and unused.exception() is None:
-                ray.shutdown()
+            future.set_result(_connect(workers, address))
+        except BaseException as error:  # raised again by whoever takes the result
+            future.set_exception(error)
+
+    _EARLY[workers, address] = future
+    # A daemon, and waited for with a limit: should Ray never come up, an error found meanwhile still ends the program.
+    threading.Thread(target=connect, name="connecting to Ray", daemon=True).start()
+    try:
+        yield
+    finally:
+        if _EARLY.pop((workers, address), None) is not None:
+            with suppress(TimeoutError):
+                if future.exception(timeout=GIVE_UP_S) is None:
+                    ray.shutdown()
 
 
 def _set_environment() -> None:
