@@ -340,7 +340,8 @@ def connecting(workers: int | None, address: str | None) -> Iterator[None]:
 
     def connect() -> None:
         try:
-            future.set_result(_connect(workers, address))
+            _connect(workers, address)
+            future.set_result(None)
         except BaseException as error:  # raised again by whoever takes the result
             future.set_exception(error)
 
