@@ -14,8 +14,9 @@ search: $(INSTALLED)  ## search the shipped space: about five minutes on two CPU
 test: $(INSTALLED)  ## the fast tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: $(INSTALLED)  ## the slow tests too
-	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+test-all: $(INSTALLED)  ## the slow tests too, which have the machine to themselves: they kill, wait and look at clocks
+	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)  ## lint, format, types
 	$(BIN)/ruff check .
