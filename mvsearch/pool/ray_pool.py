@@ -344,7 +344,10 @@ def connecting(workers: int | None, address: str | None) -> Iterator[None]:
             future.set_result(None)
         except BaseException as error:  # raised again by whoever takes the result
             future.set_exception(error)
+        # Ray's processes end with the thread that started them (PR_SET_PDEATHSIG), not with the process.
+        over.wait()
 
+    over = threading.Event()
     _EARLY[workers, address] = future
     # A daemon, and waited for with a limit: should Ray never come up, an error found meanwhile still ends the program.
     threading.Thread(target=connect, name="connecting to Ray", daemon=True).start()
@@ -355,6 +358,7 @@ def connecting(workers: int | None, address: str | None) -> Iterator[None]:
             with suppress(TimeoutError):
                 if future.exception(timeout=GIVE_UP_S) is None:
                     ray.shutdown()
+        over.set()
 
 
 def _set_environment() -> None:
