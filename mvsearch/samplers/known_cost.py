@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import threading
@@ -16,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController
 
 from mambavision.layout import HybridLayout
 from mvsearch.front import Point, pareto_front
@@ -243,13 +245,19 @@ class KnownCostSampler(BaseSampler):
         return None
 
     def _from_list(self, known: _Known, measured: int) -> HybridLayout | None:
-        """The next of a short list, which one look at the models has given; a longer one the more there is known."""
-        length = 1 + measured // 100
+        """The next of a short list, which one look at the models has given.
+
+        The list is longer the more is known, and the more is under way: what comes in while an eighth of that is asked
+        for changes little beside all the results that are still out.
+        """
+        length = 1 + measured // 100 + len(known.pending) // 8
         if measured >= self._proposals_from + length:
             self._proposals = []
         self._proposals = [layout for layout in self._proposals if layout.key not in known.seen]
         if not self._proposals:
-            best = self._best(known, length)
+            # Matrices this small gain nothing from threads, which in a search would fight with what is being trained.
+            with _blas().limit(limits=1):
+                best = self._best(known, length)
             self._proposals = [layout for layout in best if layout.key not in known.seen]
             self._proposals_from = measured
         return self._proposals[0] if self._proposals else None
@@ -282,9 +290,8 @@ class KnownCostSampler(BaseSampler):
         for i, layout in enumerate(layouts):
             if (measurement := timed.get(layout)) is not None:
                 throughput[i], deviation[i] = measurement, 0.0
-        for i, o in enumerate(waiting):
-            predictions.expect(i)
-            front.append(Point(o.key, float(predictions.means[i]), float(throughput[i])))
+        predictions.expect(range(len(waiting)))
+        front += [Point(o.key, float(predictions.means[i]), float(throughput[i])) for i, o in enumerate(waiting)]
         chosen: list[int] = []
         gains = np.zeros(0)
         for _ in range(min(length, len(candidates))):
@@ -295,7 +302,7 @@ class KnownCostSampler(BaseSampler):
             gains[chosen] = -1
             best = int(gains.argmax())
             chosen.append(best)
-            predictions.expect(best)
+            predictions.expect([best])
             front.append(Point(layouts[best].key, float(predictions.means[best]), float(throughput[best])))
         order = np.argsort(-gains, kind="stable")
         self._kept = [layouts[i] for i in order[:_KEPT] if gains[i] >= 0]
@@ -356,6 +363,11 @@ class KnownCostSampler(BaseSampler):
         if len(unknown):
             found[unknown], _ = model.predict(self._made_of([observations[int(i)].layout for i in unknown]))
         return found
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _values(distribution: BaseDistribution) -> Sequence[Any]:

@@ -124,22 +124,26 @@ class Predictions:
         self._kernel, self._rows, self._noise, self._scale = kernel, rows, noise, scale
         self._variance = variance
         self._explained = explained
-        self._learnt: list[np.ndarray] = []
+        self._learnt = np.zeros((0, len(rows)))
 
     @property
     def deviations(self) -> np.ndarray:
         """Standard deviations, (m,)."""
         return self._scale * np.sqrt(np.maximum(self._variance, 0.0))
 
-    def expect(self, index: int) -> None:
-        """Take row `index` as trained, with its mean for the result: no mean changes, what is near is better known."""
-        covariance = self._kernel(self._rows, self._rows[index : index + 1])[:, 0]
-        covariance = covariance - self._explained[:, index] @ self._explained
-        for learnt in self._learnt:
-            covariance = covariance - learnt[index] * learnt
-        learnt = covariance / np.sqrt(max(self._variance[index], 0.0) + self._noise + _JITTER)
-        self._learnt.append(learnt)
-        self._variance = self._variance - learnt**2
+    def expect(self, indices: Sequence[int]) -> None:
+        """Take rows as trained, with their means for results: no mean changes, what is near is better known."""
+        if not len(indices):
+            return
+        chosen = list(indices)
+        covariance = self._kernel(self._rows[chosen], self._rows)
+        covariance -= self._explained[:, chosen].T @ self._explained
+        covariance -= self._learnt[:, chosen].T @ self._learnt
+        own = covariance[:, chosen]
+        own[np.diag_indices_from(own)] = np.maximum(np.diag(own), 0.0) + self._noise + _JITTER
+        learnt = solve_triangular(cholesky(own, lower=True), covariance, lower=True)
+        self._learnt = np.concatenate([self._learnt, learnt])
+        self._variance = self._variance - np.einsum("ij,ij->j", learnt, learnt)
 
 
 def modelled(fronts: Sequence[int], limit: int) -> list[int]:

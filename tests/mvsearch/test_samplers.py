@@ -409,10 +409,10 @@ def test_expecting_a_result_is_the_posterior_with_it():
     hyper = fit_hyperparameters(rows[:20], values[:20], np.zeros(20), 0)
     model = QualityModel(rows[:20], values[:20], np.zeros(20), hyper)
     predictions = model.predict(rows[20:])
-    for index in (0, 3):
-        predictions.expect(index)
+    predictions.expect([0, 3])
+    predictions.expect([1])
     covariance = hyper.kernel(rows) + np.diag([hyper.noise + 1e-8] * 30)
-    known = np.r_[np.arange(20), [20, 23]]
+    known = np.r_[np.arange(20), [20, 23, 21]]
     across = covariance[np.ix_(known, np.arange(24, 30))]
     variance = hyper.kernel.diag(rows[24:]) - (across * np.linalg.solve(covariance[np.ix_(known, known)], across)).sum(
         0
