@@ -7,10 +7,12 @@ weights of layouts that differ only in `stem_stride` and `downsample` fit each o
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, build_sincos2d_pos_embed, trunc_normal_
 from timm.models._features import feature_take_indices
@@ -239,17 +241,40 @@ class MambaVision(nn.Module):
             self.norm = LayerNorm2d(self.num_features, eps=1e-5)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-        # The gated mixer always keeps Mamba's own start.
-        kept = {
-            mixer.dt_proj
-            for mixer in self.modules()
-            if isinstance(mixer, ScanMixer) and (dt_init == "mamba" or isinstance(mixer, GatedMambaMixer))
+        self._dt_init = dt_init
+        own = self._own_dt()
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and name.removesuffix(".dt_proj") not in own:
+                _draw_linear(module)
+
+    def _own_dt(self) -> set[str]:
+        """Names of the mixers that keep Mamba's own start of dt; the gated one always does."""
+        return {
+            name
+            for name, mixer in self.named_modules()
+            if isinstance(mixer, ScanMixer) and (self._dt_init == "mamba" or isinstance(mixer, GatedMambaMixer))
         }
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module not in kept:
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Draw all weights anew, those of each module from a generator that only the seed and the module's name decide.
+
+        Models of two layouts then start alike wherever they are alike. (Construction draws one module after the other,
+        so that one block of another letter changes all that follows, the head too.) The generator of the process is
+        left as it was.
+
+        Args:
+            seed: any integer.
+        """
+        own = self._own_dt()
+        with torch.random.fork_rng(devices=[]):
+            for name, module in self.named_modules():
+                torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                if isinstance(module, nn.Conv1d | nn.Conv2d):
+                    module.reset_parameters()
+                elif name in own:
+                    module.reset_dt()
+                elif isinstance(module, nn.Linear) and name.removesuffix(".dt_proj") not in own:
+                    _draw_linear(module)
 
     @property
     def _stages(self) -> list[Stage]:
@@ -303,8 +328,7 @@ class MambaVision(nn.Module):
         self.head = nn.Identity()
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            _draw_linear(self.head)
 
     def forward_intermediates(
         self,
@@ -386,6 +410,12 @@ class MambaVision(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Image ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``, for any H and W of a pixel (patch) or more."""
         return self.forward_head(self.forward_features(x_BCHW))
+
+
+def _draw_linear(module: nn.Linear) -> None:
+    trunc_normal_(module.weight, std=0.02)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def _check_classes(num_classes: object) -> None:

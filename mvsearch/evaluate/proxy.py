@@ -1,8 +1,9 @@
 """The proxy: one short training of one layout with one seed.
 
 Constant learning rate after a linear warm-up and EMA weights, so that a training may stop and go on at any epoch and
-stay comparable (a cosine schedule cut short is not). Common random numbers: the initialisation, the order of the data
-and the augmentation depend on the seed and the epoch alone, so layouts are compared on the same draws.
+stay comparable (a cosine schedule cut short is not). Common random numbers: the order of the data and the augmentation
+depend on the seed and the epoch alone, and a module's initialisation on the seed and its place, so layouts are compared
+on the same draws wherever they are alike.
 """
 
 from __future__ import annotations
@@ -147,10 +148,9 @@ def train(
     kind = data.augment if settings.augment == "auto" else settings.augment
     # The generators of the process are put back afterwards: a worker in the driver's process must not disturb it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        model = MambaVision(
-            layout, num_classes=data.classes, in_chans=data.channels, drop_path_rate=settings.drop_path
-        ).to(device)
+        model = MambaVision(layout, num_classes=data.classes, in_chans=data.channels, drop_path_rate=settings.drop_path)
+        model.reset_parameters(seed)
+        model = model.to(device)
         groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=model.no_weight_decay())
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
         ema = ModelEmaV3(model, decay=settings.ema, use_warmup=True)

@@ -384,3 +384,43 @@ def test_an_image_smaller_than_a_patch_is_named() -> None:
 def test_no_images_give_no_logits() -> None:
     model = MambaVision(three_stages("MA"), num_classes=3).eval()
     assert model(torch.randn(0, 3, 16, 16)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("letters", ["MMGA", "AMGM"])
+def test_models_of_two_layouts_start_alike_where_they_are_alike(letters):
+    def of(blocks, seed=3, **kwargs):
+        stages = (StageLayout(blocks="C", dim=16), StageLayout(blocks=blocks, dim=32, heads=4, state=4))
+        layout = HybridLayout(stages=stages, in_dim=8, stem_stride=2, downsample=(2,))
+        torch.manual_seed(torch.randint(1000, ()).item())  # whatever the generator of the process says
+        model = MambaVision(layout, num_classes=5, **kwargs)
+        model.reset_parameters(seed)
+        return model.state_dict()
+
+    first, second, again, other = of("MAGM"), of(letters), of("MAGM"), of("MAGM", seed=4)
+    shared = [name for name in first if name in second and first[name].shape == second[name].shape]
+    assert {"head.weight", "patch_embed.conv_down.0.weight", "levels.1.blocks.3.mlp.fc1.weight"} <= set(shared)
+    assert all(torch.equal(first[name], second[name]) for name in shared)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [name for name in first if first[name].is_floating_point() and first[name].std() > 0]
+    assert not any(torch.equal(first[name], other[name]) for name in drawn if "A_log" not in name)
+
+
+@pytest.mark.parametrize("dt_init", ["official", "mamba"])
+def test_weights_drawn_anew_are_distributed_as_those_of_construction(dt_init):
+    stages = (StageLayout(blocks="C", dim=64), StageLayout(blocks="MGA", dim=128, heads=4, state=8))
+    layout = HybridLayout(stages=stages, in_dim=32, downsample=(2,))
+    torch.manual_seed(0)
+    model = MambaVision(layout, num_classes=100, dt_init=dt_init)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    state = torch.get_rng_state()
+    model.reset_parameters(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.named_parameters():
+        assert value.mean().item() == pytest.approx(
+            before[name].mean().item(), abs=0.35 * before[name].std(correction=0).item() + 1e-7
+        ), name
+        assert value.std(correction=0).item() == pytest.approx(
+            before[name].std(correction=0).item(), rel=0.25, abs=1e-7
+        ), name
+        if before[name].std(correction=0) > 0 and "A_log" not in name:
+            assert not torch.equal(value, before[name]), name
