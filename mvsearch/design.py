@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.config import ConfigError, StudyConfig
-from mvsearch.report.insight import PUBLISHED, published_blocks
+from mvsearch.published import PUBLISHED, published_blocks
 from mvsearch.space import SearchSpace, place
 
 SEEDS = 3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import study_factory
 
+from mvsearch.published import PUBLISHED, published_blocks
 from mvsearch.record import COMPLETE, TrialRecord
 from mvsearch.report import StudyData
 from mvsearch.report.insight import (
@@ -15,7 +16,6 @@ from mvsearch.report.insight import (
     MODEL,
     NOT_ENOUGH,
     PAIRS,
-    PUBLISHED,
     REFERENCE,
     Insight,
     comparison_words,
@@ -23,7 +23,6 @@ from mvsearch.report.insight import (
     headlines,
     insight_table,
     paired_differences,
-    published_blocks,
     unsupported,
 )
 from mvsearch.report.page import page
