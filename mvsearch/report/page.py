@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvsearch.ledger import write_atomic
+from mvsearch.record import TrialRecord
 from mvsearch.report import drawing
 from mvsearch.report.assets import CSS, SCRIPT
 from mvsearch.report.data import StudyData, reordering
@@ -19,7 +20,7 @@ from mvsearch.report.section_first import first_screen
 from mvsearch.report.section_insight import insight_section
 from mvsearch.report.section_trials import layouts_json, trials_section
 from mvsearch.report.section_trust import trust_section
-from mvsearch.report.words import count, duration, factor, percent, plural, scaled
+from mvsearch.report.words import count, duration, factor, listed, percent, plural, scaled
 from mvsearch.strip import html_strip, strip_css
 
 if TYPE_CHECKING:
@@ -160,7 +161,23 @@ def _search(study: StudyData) -> str:
         f"{factor(2**low_throughput)}, half the speed of the slowest hand-made layout). Measured values: noise "
         f"makes it look larger than it is."
     )
-    return f"<h2>How the search went</h2>{plot('hypervolume', caption, 'Hypervolume over trials')}"
+    return f"<h2>How the search went</h2>{_began_with(study)}{plot('hypervolume', caption, 'Hypervolume over trials')}"
+
+
+def _began_with(study: StudyData) -> str:
+    """What a warm start brought, by where it came from; nothing without one."""
+    sources: dict[str, list[TrialRecord]] = {}
+    for record in study.records:
+        if record.warm_start is not None:
+            sources.setdefault(record.warm_start.partition(", trial ")[0], []).append(record)
+    if not sources:
+        return ""
+    parts = []
+    for source, records in sources.items():
+        taken = sum(record.taken_over for record in records)
+        kept = f" ({taken} with their results, not trained again)" if taken else ""
+        parts.append(f"{plural(len(records), 'layout')} from {html.escape(source)}{kept}")
+    return f"<p>Warm start: {listed(parts)}.</p>"
 
 
 def _failures(study: StudyData) -> str:

@@ -352,6 +352,21 @@ def _lines(study: StudyData) -> tuple[Evaluation, ...]:
     return tuple(line for record in study.records for line in record.evaluations)
 
 
+def test_the_page_says_what_a_warm_start_brought_and_nothing_without_one() -> None:
+    study = study_factory.study()
+    assert "Warm start" not in page(study)
+    taken, *others = study.complete
+    lines = tuple(
+        dataclasses.replace(line, conditions=line.conditions | {"source": "old, trial 4"}) for line in taken.evaluations
+    )
+    records = [dataclasses.replace(taken, warm_start="old <b>, trial 4", evaluations=lines)]
+    records += [dataclasses.replace(record, warm_start="old <b>, trial 7") for record in others[:2]]
+    records += [dataclasses.replace(others[2], warm_start="mambavision_t")]
+    study = dataclasses.replace(study, records=[*records, *others[3:]])
+    words = "3 layouts from old &lt;b&gt; (1 with their results, not trained again) and 1 layout from mambavision_t"
+    assert f"<p>Warm start: {words}.</p>" in page(study)
+
+
 def test_device_hours_are_the_time_that_workers_worked() -> None:
     study = study_factory.study(trials=12, failures=0)
     hours = device_hours(study)
