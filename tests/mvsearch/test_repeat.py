@@ -5,17 +5,19 @@ import signal
 from collections import Counter
 
 import pytest
+import yaml
 from fakes import MakeFakeWorker, true_nll
 from test_search import search_in
 from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout
 from mvsearch.cli import app
+from mvsearch.launch import Where
 from mvsearch.ledger import StudyError, driver_lock, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import trial_records
-from mvsearch.repeat import Repeat, plan_calibrate, plan_confirm
+from mvsearch.repeat import Repeat, plan_calibrate, plan_confirm, repeat
 from mvsearch.report import write_tables
 from mvsearch.stop import Interrupted
 from mvsearch.study import StudyFolder, load_study
@@ -170,7 +172,7 @@ def test_nothing_is_begun_when_the_time_is_over(folder):
     assert (outcome.left, outcome.failed) == (0, 0)
 
 
-def test_a_layout_that_fails_is_left_alone_and_said(folder):
+def test_a_layout_that_fails_is_left_alone_and_said_and_tried_again_by_the_next_call(folder, tmp_path):
     study = load_study(folder)
     bad = plan_calibrate(study).records[2].key
     make = MakeFakeWorker(faults=((bad, "raise late"),))
@@ -182,6 +184,52 @@ def test_a_layout_that_fails_is_left_alone_and_said(folder):
     (failure,) = [line for line in lines_of(folder, "calibrate") if line.what == "fail"]
     assert (failure.key, failure.reason) == (bad, "train: it broke")
     assert next(record for record in load_study(folder).records if record.key == bad).state == "COMPLETE"
+
+    # What fails for a reason that stays costs one stretch of one training a call, after everything else.
+    log = tmp_path / "log"
+    make = MakeFakeWorker(faults=((bad, "raise late"),), log=log)
+    outcome = repeated(folder, lambda study: plan_calibrate(study, seeds=3), make=make).run()
+    assert (outcome.failed, outcome.left) == (1, 0)
+    assert [line.split()[1:] for line in log.read_text().splitlines()][-1] == [bad, "500", "2", "4"]
+    assert sum(bad in line for line in log.read_text().splitlines()) == 1
+    assert load_study(folder).calibration.failed == 1
+
+    log.unlink()
+    outcome = repeated(folder, lambda study: plan_calibrate(study, seeds=3), make=MakeFakeWorker(log=log)).run()
+    assert (outcome.failed, outcome.left) == (0, 0)
+    begun = [line.split()[1:] for line in log.read_text().splitlines()]
+    assert {key for key, *_ in begun} == {bad}
+    assert [stretch for _, seed, *stretch in begun if seed == "500"] == [["2", "4"], ["4", "6"], ["6", "8"]]
+    found = load_study(folder).calibration
+    assert (found.failed, found.unfinished) == (0, 0)
+    assert bad in {one.key for one in found.layouts}
+    assert not (folder.path / "calibrate-checkpoints").exists()
+
+
+def test_jobs_may_take_longer_than_those_of_the_search_by_their_epochs(folder, monkeypatch):
+    """Through `repeat` itself, with the limit of the study; only the data and the devices are not there."""
+    fidelity = {"eta": 2, "rungs": 2}
+    settings = yaml.safe_load(folder.config.read_text()) | {"fidelity": fidelity}
+    settings["search"] |= {"job_minutes": 3.0, "sampler": "random"}
+    settings["proxy"] |= {"warmup_epochs": 0}
+    folder.config.write_text(yaml.safe_dump(settings))
+    jobs = []
+
+    class Watched:
+        def __init__(self, *arguments):
+            self.fake = MakeFakeWorker()(*arguments)
+
+        def run(self, job):
+            jobs.append(job)
+            yield from self.fake.run(job)
+
+    monkeypatch.setattr("mvsearch.repeat.same_data", lambda study, fingerprint: None)
+    monkeypatch.setattr("mvsearch.launch.open_pool", lambda make, data, where: ReplayPool(Watched))
+    nothing = {"where": Where(), "view": View(), "on_start": lambda plan, pool, done: None}
+    repeat(folder, lambda study: plan_calibrate(study, layouts=12), **nothing)
+    # The longest job of that search would be an epoch.
+    assert {(job.to_epoch - job.from_epoch, job.limit_s) for job in jobs} == {(2, 2 * 180.0)}
+    assert jobs[0].over_limit == "train: took longer than search.job_minutes allows for 2 epochs, 6"
 
 
 def test_a_job_whose_process_is_gone_is_tried_once_more(folder):
