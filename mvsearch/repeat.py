@@ -26,6 +26,7 @@ from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Star
 from mvsearch.ledger import Ledger, StudyError, driver_lock, repair_tail, write_atomic
 from mvsearch.pool import Pool
 from mvsearch.record import CALIBRATE, CONFIRM, FAIL, TRAIN, Evaluation, TrialRecord
+from mvsearch.status import StatusWriter
 from mvsearch.stop import stop_signals
 from mvsearch.study import StudyFolder, load_study, write_results
 from mvsearch.trust import FACTORS, MAX_SEEDS, MIN_LAYOUTS, choose_layouts, failed_layouts, fresh_seeds, to_confirm
@@ -129,6 +130,7 @@ class Repeat:
         self.hours = hours
         self.epoch_limit_s = epoch_limit_s
         self.ledger = Ledger(folder.ledger)
+        self._status = StatusWriter(folder.repeat_status(plan.purpose))
         self._checkpoints = folder.path / f"{plan.purpose}-checkpoints"
         before = failed_layouts(self.ledger.evaluations, plan.purpose)
         order = sorted(plan.records, key=lambda record: record.key in before)
@@ -153,17 +155,22 @@ class Repeat:
             OSError: if the ledger, weights or a checkpoint cannot be written.
         """
         began = self.pool.now()
-        with stop_signals(at_once=self.pool.in_process) as stop:
-            while True:
-                over = self.hours is not None and self.pool.now() - began > self.hours * 3600
-                self._fill(over)
-                if not self._running:
-                    break
-                events = self.pool.events(POLL_S)
-                while (event := stop.next(events)) is not None:
-                    self._handle(event)
+        self._tell()
+        try:
+            with stop_signals(at_once=self.pool.in_process) as stop:
+                while True:
+                    over = self.hours is not None and self.pool.now() - began > self.hours * 3600
                     self._fill(over)
-                self.view.update(self.state())
+                    if not self._running:
+                        break
+                    events = self.pool.events(POLL_S)
+                    while (event := stop.next(events)) is not None:
+                        self._handle(event)
+                        self._fill(over)
+                    self._tell()
+        finally:
+            self._doing.clear()
+            self._status.write(self.state(), ended=True)
         done, failed = self._counts()
         if done == len(self.plan.records):
             shutil.rmtree(self._checkpoints, ignore_errors=True)
@@ -194,6 +201,11 @@ class Repeat:
             elapsed=elapsed,
             remaining=elapsed / self._epochs_here * left if self._epochs_here else None,
         )
+
+    def _tell(self) -> None:
+        state = self.state()
+        self.view.update(state)
+        self._status.write(state)
 
     # -- what the ledger holds --------------------------------------------------------------------------------------
 
@@ -282,7 +294,7 @@ class Repeat:
             self._doing[worker] = (
                 f"{where}: epoch {event.epoch} of {self.plan.stops[-1]}, training loss {event.train_loss:.3f}"
             )
-            self.view.update(self.state())
+            self._tell()
         elif isinstance(event, Lost):
             self._idle(event.job)
             which = (record.key, training.seed, job.to_epoch, event.with_node)

@@ -206,7 +206,7 @@ class Search:
         metrics = [f"quality ({self.measure})", "log2 throughput ratio"]
         self.memory = Memory(study or open_optuna_study(folder), metrics)
         self.study = self.memory.study
-        self._status = StatusWriter(folder)
+        self._status = StatusWriter(folder.status)
         self.exhausted = False
         self._baselines = space.baselines() if config.search.baselines else {}
         self._design = design_layouts(space)

@@ -1,5 +1,6 @@
 """calibrate and confirm with a worker that measures nothing: what is trained, kept, resumed and refused."""
 
+import re
 import shutil
 import signal
 from collections import Counter
@@ -19,8 +20,10 @@ from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import trial_records
 from mvsearch.repeat import Repeat, plan_calibrate, plan_confirm, repeat
 from mvsearch.report import write_tables
+from mvsearch.status import read_status
 from mvsearch.stop import Interrupted
 from mvsearch.study import StudyFolder, load_study
+from mvsearch.terminal import repeat_line
 from mvsearch.view import View
 
 EPOCHS = 2
@@ -277,6 +280,57 @@ def test_confirm_keeps_the_weights_of_its_first_seed_and_leaves_the_searchs(fold
     more = search_in(folder.path.parent, *DATA, "search.trials=15", brief=True)
     assert more.run().complete == 15
     assert load_study(folder).confirmation.seeds == 3
+
+
+class Asks(StopAfter):
+    """Asks for the status, as another terminal would, whenever a layout is done."""
+
+    def __init__(self, folder, calls=0):
+        super().__init__(calls)
+        self.folder = folder
+        self.seen = []
+
+    def repeated(self, record, nll, reason, state):
+        self.seen.append(read_status(self.folder).repeats[-1])
+
+
+def status_of(folder):
+    """Its lines about `calibrate` and `confirm`, as they are printed."""
+    done = CliRunner().invoke(
+        app, ["status", folder.name, "--studies", str(folder.path.parent)], env={"COLUMNS": "200"}
+    )
+    assert done.exit_code == 0, done.output
+    return [line for line in done.stdout.splitlines() if line.startswith(("Calibrate", "Confirm"))]
+
+
+def test_the_status_says_how_far_calibrate_and_confirm_are(folder, monkeypatch):
+    monkeypatch.setattr("mvsearch.status.EVERY_S", 0.0)
+    assert status_of(folder) == []
+    view = Asks(folder, calls=60)
+    with pytest.raises(Interrupted):
+        repeated(folder, plan_calibrate, view=view, pool=InlinePool(MakeFakeWorker(seconds=0.001), None)).run()
+    assert len(view.seen) >= 3
+    assert all(found.driver.running for found in view.seen)
+    counts = [found.driver.state.finished for found in view.seen]
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+    assert re.fullmatch(r"Calibrate  \d of 14 layouts, \d s, ends about \d\d:\d\d( on .*)?", repeat_line(view.seen[-1]))
+    (line,) = status_of(folder)
+    assert line.endswith(" of 14 layouts, not running, the same command goes on; no verdict under 12 layouts")
+
+    bad = load_study(folder).front[0].key
+    repeated(folder, plan_calibrate).run()
+    repeated(folder, plan_confirm, make=MakeFakeWorker(faults=((bad, "raise"),))).run()
+    first, second = status_of(folder)
+    found = load_study(folder).calibration.tau
+    assert first.startswith(f"Calibrate  14 of 14 layouts; verdict green, Kendall's tau {found.tau:.2f} (95 % interval")
+    volume = load_study(folder).confirmation.hypervolume
+    assert re.match(r"Confirm    (\d+) of \1 layouts, 1 failed; the front's hypervolume", second)
+    assert f" {volume.test:.3f} on the test images, {volume.observed:.3f} as searched; 1 of the present front" in second
+
+    # Of a study whose small files are gone, the ledger still tells.
+    folder.repeat_status("calibrate").unlink()
+    assert status_of(folder)[0].startswith("Calibrate  14 layouts; verdict green")
 
 
 def test_calibration_and_confirmation_wait_for_their_layouts(folder):
