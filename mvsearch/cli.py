@@ -279,7 +279,7 @@ def compare(
 
 @app.command()
 def status(study: Study, studies: Studies = Path("studies")) -> None:
-    """Show how far a search is, from another terminal; nothing is touched."""
+    """Show how far a search, calibrate or confirm is, from another terminal; nothing is touched."""
     from mvsearch import terminal
     from mvsearch.status import read_status
     from mvsearch.study import find_study

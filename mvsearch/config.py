@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -582,7 +583,8 @@ class SearchConfig(_Section):
     """Ends the asking when the hypervolume has stopped growing: {trials: 20, gain: 0.01}; null: no such rule."""
     job_minutes: Annotated[float | None, BeforeValidator(_or_null(_number(0, above=True)))] = None
     """Longest that one job (a timing, or one training to the end of its rung) may take; whatever takes longer has
-    failed. null: no limit."""
+    failed. In calibrate and confirm an epoch may take as long as one of the search's longest training. null: no
+    limit."""
     seed: Annotated[int, BeforeValidator(_whole(0, 2**31 - 1))] = 0
     """Seed of the search and of the trainings; the data subset is always the same."""
     baselines: Annotated[bool, BeforeValidator(_flag)] = True
@@ -787,6 +789,14 @@ class StudyConfig(_Section):
             return (epochs,)
         earlier = (max(1, round(epochs / fidelity.eta**k)) for k in range(fidelity.rungs - 1, 0, -1))
         return (*earlier, epochs)
+
+    @property
+    def epoch_limit_s(self) -> float | None:
+        """Seconds that `search.job_minutes` leaves for an epoch of the longest training that is one job; None: any."""
+        if self.search.job_minutes is None:
+            return None
+        longest = max(end - start for start, end in itertools.pairwise((0, *self.rung_epochs)))
+        return 60 * self.search.job_minutes / longest
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mambavision.data import DataError, ImageData, Split, load_data
-from mambavision.layout import HybridLayout
+from mambavision.layout import HybridLayout, LayoutError
 from mvsearch.config import StudyConfig
 from mvsearch.design import with_design
 from mvsearch.evaluate.job import MakeWorker
@@ -217,9 +217,12 @@ def launch(
 
 def _check_table(recorded: dict[str, RecordedTiming], space: SearchSpace, *, skip: bool, where: Where) -> None:
     """Keep throughputs of two devices apart: with `skip` the space is limited to the table."""
+    try:
+        layouts = [HybridLayout.from_dict(timing.layout) for timing in recorded.values() if timing.layout is not None]
+    except LayoutError as error:
+        raise StudyError(f"throughput.file: the table holds a layout that is none: {error}") from None
     if skip:
         reference = space.reference().key
-        layouts = [HybridLayout.from_dict(timing.layout) for timing in recorded.values() if timing.layout]
         if reference not in {layout.key for layout in layouts}:
             raise StudyError(
                 f"throughput.file: the table lacks the layout that ratios are to, {reference}, or has no column layout"

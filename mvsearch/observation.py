@@ -20,8 +20,9 @@ class Observation:
             better; an empty tuple for a rung of which it is not known. Without rungs there is one, at `proxy.epochs`.
         under_way: whether a device works on it, or is about to.
         failed: whether it has ended as a failure.
-        source: None for a layout of this study; else what names the other study that it was measured in. Qualities of
-            another study are brought to the scale of this one, and its layouts may be asked for again.
+        source: None for a layout of this study; else what names the other study, or the table of throughputs, that it
+            was measured in. Qualities of another study are brought to the scale of this one, and its layouts may be
+            asked for again.
     """
 
     layout: HybridLayout

@@ -3,6 +3,10 @@
 Nothing is asked of Optuna here: it is known from the start what to train. Jobs go through the same pools as those of a
 search, and what is measured into the same ledger, under a purpose of its own. What the ledger holds is never done
 again, so the same command goes on where it was stopped.
+
+A layout that failed is tried again by the next call, whatever it failed for: that a person calls again may mean another
+device, a longer limit, or a disk with room. Where nothing has changed, memory or a loss that is no number fails again;
+as the checkpoints are kept, that costs one stretch of a training, and it comes after everything else.
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Star
 from mvsearch.ledger import Ledger, StudyError, driver_lock, repair_tail, write_atomic
 from mvsearch.pool import Pool
 from mvsearch.record import CALIBRATE, CONFIRM, FAIL, TRAIN, Evaluation, TrialRecord
+from mvsearch.status import StatusWriter
 from mvsearch.stop import stop_signals
 from mvsearch.study import StudyFolder, load_study, write_results
-from mvsearch.trust import FACTORS, MAX_SEEDS, MIN_LAYOUTS, choose_layouts, fresh_seeds, to_confirm
+from mvsearch.trust import FACTORS, MAX_SEEDS, MIN_LAYOUTS, choose_layouts, failed_layouts, fresh_seeds, to_confirm
 from mvsearch.view import LaunchState, View
 
 if TYPE_CHECKING:
@@ -68,7 +73,7 @@ class RepeatOutcome:
     Attributes:
         purpose: of the plan.
         done: layouts trained with every seed, all runs together.
-        failed: layouts of which a training failed.
+        failed: layouts of which a training failed in this run.
         wanted: layouts of the plan.
         utilisation: busy share of the workers' time in this run, 0 to 1; None if nothing ran.
         seconds: from the first job to the last result of this run.
@@ -105,19 +110,32 @@ class Repeat:
         pool: where jobs run.
         view: what a person sees.
         hours: nothing is begun after so many; None: no limit.
+        epoch_limit_s: a job that takes longer than so many seconds for each of its epochs has failed; None: no limit.
     """
 
     def __init__(
-        self, folder: StudyFolder, plan: Plan, pool: Pool, *, view: View | None = None, hours: float | None = None
+        self,
+        folder: StudyFolder,
+        plan: Plan,
+        pool: Pool,
+        *,
+        view: View | None = None,
+        hours: float | None = None,
+        epoch_limit_s: float | None = None,
     ) -> None:
         self.folder = folder
         self.plan = plan
         self.pool = pool
         self.view = view or View()
         self.hours = hours
+        self.epoch_limit_s = epoch_limit_s
         self.ledger = Ledger(folder.ledger)
+        self._status = StatusWriter(folder.repeat_status(plan.purpose))
         self._checkpoints = folder.path / f"{plan.purpose}-checkpoints"
-        self._todo = deque(_Training(record, seed) for record in plan.records for seed in plan.seeds)
+        before = failed_layouts(self.ledger.evaluations, plan.purpose)
+        order = sorted(plan.records, key=lambda record: record.key in before)
+        self._todo = deque(_Training(record, seed) for record in order for seed in plan.seeds)
+        self._failures: dict[str, Evaluation] = {}
         self._running: dict[int, _Training] = {}
         self._ids = itertools.count()
         self._losses: Counter[tuple[str, int, int, bool]] = Counter()
@@ -137,19 +155,24 @@ class Repeat:
             OSError: if the ledger, weights or a checkpoint cannot be written.
         """
         began = self.pool.now()
-        with stop_signals(at_once=self.pool.in_process) as stop:
-            while True:
-                over = self.hours is not None and self.pool.now() - began > self.hours * 3600
-                self._fill(over)
-                if not self._running:
-                    break
-                events = self.pool.events(POLL_S)
-                while (event := stop.next(events)) is not None:
-                    self._handle(event)
+        self._tell()
+        try:
+            with stop_signals(at_once=self.pool.in_process) as stop:
+                while True:
+                    over = self.hours is not None and self.pool.now() - began > self.hours * 3600
                     self._fill(over)
-                self.view.update(self.state())
+                    if not self._running:
+                        break
+                    events = self.pool.events(POLL_S)
+                    while (event := stop.next(events)) is not None:
+                        self._handle(event)
+                        self._fill(over)
+                    self._tell()
+        finally:
+            self._doing.clear()
+            self._status.write(self.state(), ended=True)
         done, failed = self._counts()
-        if done + failed == len(self.plan.records):
+        if done == len(self.plan.records):
             shutil.rmtree(self._checkpoints, ignore_errors=True)
         span = self._last - self._first if self._first is not None and self._last is not None else 0.0
         utilisation = self._busy / (span * self.pool.workers) if span > 0 else None
@@ -164,7 +187,7 @@ class Repeat:
         left = sum(
             self.plan.stops[-1] - self._reached(record.key, seed)
             for record in self.plan.records
-            if not self._failure(record.key)
+            if record.key not in self._failures
             for seed in self.plan.seeds
         )
         return LaunchState(
@@ -179,10 +202,12 @@ class Repeat:
             remaining=elapsed / self._epochs_here * left if self._epochs_here else None,
         )
 
-    # -- what the ledger holds --------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        state = self.state()
+        self.view.update(state)
+        self._status.write(state)
 
-    def _failure(self, key: str) -> Evaluation | None:
-        return next((line for line in self.ledger.of(key, self.plan.purpose) if line.what == FAIL), None)
+    # -- what the ledger holds --------------------------------------------------------------------------------------
 
     def _reached(self, key: str, seed: int) -> int:
         """The last stop of the plan that a training has reached; 0 if none."""
@@ -196,12 +221,12 @@ class Repeat:
         return reached
 
     def _ended(self, key: str) -> bool:
-        if self._failure(key):
+        if key in self._failures:
             return True
         return all(self._reached(key, seed) == self.plan.stops[-1] for seed in self.plan.seeds)
 
     def _counts(self) -> tuple[int, int]:
-        ended = [bool(self._failure(record.key)) for record in self.plan.records if self._ended(record.key)]
+        ended = [record.key in self._failures for record in self.plan.records if self._ended(record.key)]
         return ended.count(False), ended.count(True)
 
     # -- jobs -------------------------------------------------------------------------------------------------------
@@ -218,7 +243,7 @@ class Repeat:
     def _next_job(self, training: _Training) -> Job | None:
         """The next stretch of a training, from its last checkpoint that is there; None if nothing is missing of it."""
         record, seed = training.record, training.seed
-        if self._failure(record.key):
+        if record.key in self._failures:
             return None
         reached = self._reached(record.key, seed)
         if reached == self.plan.stops[-1]:
@@ -232,6 +257,7 @@ class Repeat:
                     f"Trial {record.number}, seed {seed}: the checkpoint after epoch {reached} is missing; it is "
                     "trained again from the start."
                 )
+        from_epoch = reached if checkpoint is not None else 0
         to_epoch = next(stop for stop in self.plan.stops if stop > reached)
         return Job(
             id=next(self._ids),
@@ -241,11 +267,12 @@ class Repeat:
             baseline=record.baseline,
             cost=next((line.cost for line in record.evaluations if line.cost), {}),
             seed=seed,
-            from_epoch=reached if checkpoint is not None else 0,
+            from_epoch=from_epoch,
             to_epoch=to_epoch,
             checkpoint=checkpoint,
             keep_checkpoint=to_epoch < self.plan.stops[-1],
             purpose=self.plan.purpose,
+            limit_s=self.epoch_limit_s * (to_epoch - from_epoch) if self.epoch_limit_s else None,
         )
 
     def _handle(self, event: Event) -> None:
@@ -267,7 +294,7 @@ class Repeat:
             self._doing[worker] = (
                 f"{where}: epoch {event.epoch} of {self.plan.stops[-1]}, training loss {event.train_loss:.3f}"
             )
-            self.view.update(self.state())
+            self._tell()
         elif isinstance(event, Lost):
             self._idle(event.job)
             which = (record.key, training.seed, job.to_epoch, event.with_node)
@@ -304,21 +331,20 @@ class Repeat:
             write_atomic(self._checkpoint(job.layout.key, job.seed, job.to_epoch), event.checkpoint)
 
     def _fail(self, record: TrialRecord, evaluation: Evaluation) -> None:
-        """A layout that failed once is left alone: its other trainings would only look better than it is."""
+        """The rest of a layout that failed is left to the next call: without all its seeds it counts for nothing."""
+        self._failures[record.key] = evaluation
         for job_id in [at for at, training in self._running.items() if training.record.key == record.key]:
             self.pool.cancel(job_id)
             self._idle(job_id)
         self._todo = deque(training for training in self._todo if training.record.key != record.key)
         self.ledger.append(evaluation)
-        for seed in self.plan.seeds:
-            self._drop_checkpoints(record.key, seed)
         self._say(record)
 
     def _say(self, record: TrialRecord) -> None:
         if record.key in self._said or not self._ended(record.key):
             return
         self._said.add(record.key)
-        failure = self._failure(record.key)
+        failure = self._failures.get(record.key)
         lines = [
             line
             for line in self.ledger.of(record.key, self.plan.purpose)
@@ -337,9 +363,9 @@ class Repeat:
     def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:
         return self._checkpoints / f"{key}.seed{seed}.epoch{epoch}.pt"
 
-    def _drop_checkpoints(self, key: str, seed: int, *, before: int | None = None) -> None:
+    def _drop_checkpoints(self, key: str, seed: int, *, before: int) -> None:
         for epoch in self.plan.stops[:-1]:
-            if before is None or epoch < before:
+            if epoch < before:
                 self._checkpoint(key, seed, epoch).unlink(missing_ok=True)
 
 
@@ -441,7 +467,7 @@ def repeat(
         space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
         pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference(), test=confirming), data, where)
         try:
-            run = Repeat(folder, plan, pool, view=view, hours=hours)
+            run = Repeat(folder, plan, pool, view=view, hours=hours, epoch_limit_s=config.epoch_limit_s)
             on_start(plan, pool, run.state().finished)
             outcome = run.run()
         finally:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +208,7 @@ class Search:
         metrics = [f"quality ({self.measure})", "log2 throughput ratio"]
         self.memory = Memory(study or open_optuna_study(folder), metrics)
         self.study = self.memory.study
-        self._status = StatusWriter(folder)
+        self._status = StatusWriter(folder.status)
         self.exhausted = False
         self._baselines = space.baselines() if config.search.baselines else {}
         self._design = design_layouts(space)
@@ -227,7 +229,7 @@ class Search:
         self._observed: dict[str, Observation] = {}
         self.ladder = Ladder(Halving(len(self.rungs), config.fidelity.eta if config.fidelity else 2))
         self.study.sampler = make_sampler(
-            config, space, config.search.seed, lambda: list(self._observed.values()), self._standing.reference
+            config, space, config.search.seed, self._observations, self._standing.reference
         )
         for key in dict.fromkeys(line.key for line in self.ledger.evaluations if line.purpose == SEARCH):
             self._refresh(key)
@@ -718,6 +720,26 @@ class Search:
                     failed=found.failed,
                 )
             )
+
+    def _observations(self) -> list[Observation]:
+        """What samplers are told: the table of throughputs, as far as it was not asked for yet, and this study."""
+        return [one for one in self._recorded if one.key not in self._observed] + list(self._observed.values())
+
+    @cached_property
+    def _recorded(self) -> list[Observation]:
+        """The layouts of the space in the table of throughputs, in an order of no meaning.
+
+        A sampler that fits a model to so many of the last of them then has a fair sample of the table.
+        """
+        found: dict[str, Observation] = {}
+        for timing in self.timings.values():
+            if timing.layout is None:
+                continue
+            layout = HybridLayout.from_dict(timing.layout)
+            if layout in self.space:
+                own = self.space.decode(self.space.encode(layout))  # equal where the key is
+                found[own.key] = Observation(own, math.log2(timing.values["ratio"]), source="throughput.file")
+        return random.Random(self.config.search.seed).sample(list(found.values()), len(found))
 
     def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:
         return self.folder.checkpoints / f"{key}.seed{seed}.epoch{epoch}.pt"

@@ -63,6 +63,10 @@ class StudyFolder:
         """What the driver last told of its progress."""
         return self.path / "status.json"
 
+    def repeat_status(self, purpose: str) -> Path:
+        """What `mvsearch calibrate` or `confirm` last told of its progress."""
+        return self.path / f"{purpose}-status.json"
+
     @property
     def weights(self) -> Path:
         """Weights of the front and the baselines."""

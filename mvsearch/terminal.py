@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -19,9 +20,10 @@ from mambavision.layout import LETTERS
 from mambavision.look import ACCENT, console
 from mvsearch.front import DOMINATED, families, quality_se
 from mvsearch.record import CALIBRATE, COMPLETE, CONFIRM, FAILED, TrialRecord
-from mvsearch.report.sentences import calibration_words, confirmation_words
+from mvsearch.report.sentences import calibration_short, calibration_words, confirmation_short, confirmation_words
 from mvsearch.report.words import DASH, duration, factor, fixed, percent, plural, scaled, with_error
 from mvsearch.strip import rich_strip
+from mvsearch.trust import Calibration
 from mvsearch.view import LaunchState, View
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from mvsearch.report.insight import NamedPattern
     from mvsearch.search import Outcome
     from mvsearch.space import SearchSpace, SpaceDescription
-    from mvsearch.status import Status
+    from mvsearch.status import RepeatStatus, Status
     from mvsearch.trust import Confirmation, ConfirmedGain
 
 LINES_OF_FRONT = 8
@@ -398,6 +400,8 @@ def print_dry_run(out: Console, name: str, done: DryRun) -> None:
 def print_status(out: Console, status: Status, study: str, launch: str) -> None:
     """Where a study stands, and what to type if nobody is at work on it."""
     out.print(panel(status.state))
+    for repeat in status.repeats:
+        out.print(Text(repeat_line(repeat)))
     ago = f"{duration(status.age)} ago"
     if status.running:
         out.print(f"Running on {status.host} (process {status.pid}); last sign of life {ago}.")
@@ -405,6 +409,38 @@ def print_status(out: Console, status: Status, study: str, launch: str) -> None:
     done = status.state.finished + status.state.failed >= status.state.wanted
     out.print(f"{'Ended' if done else 'Not running'}; last sign of life {ago} on {status.host}.")
     out.print(f"Next: mvsearch report {study}" if done else f"To go on: {launch}")
+
+
+def repeat_line(repeat: RepeatStatus) -> str:
+    """Where `calibrate` or `confirm` stands: how far and until when while it runs, afterwards what it says."""
+    driver, result, name = repeat.driver, repeat.result, f"{repeat.purpose.capitalize():<11}"
+    said = (
+        calibration_short(result)
+        if isinstance(result, Calibration)
+        else confirmation_short(result)
+        if result is not None
+        else None
+    )
+    if driver is None:
+        layouts = len(result.layouts) if result is not None else 0
+        return f"{name}{plural(layouts, 'layout')}; {said}"
+    state = driver.state
+    ended = state.finished + state.failed
+    parts = [f"{ended} of {plural(state.wanted, 'layout')}"] + ([f"{state.failed} failed"] if state.failed else [])
+    if driver.running:
+        parts.append(duration(state.elapsed + driver.age))
+        if state.remaining is not None:
+            parts.append(f"ends about {_clock(max(0.0, state.remaining - driver.age))}")
+        return name + ", ".join(parts)
+    if ended < state.wanted:
+        parts.append("not running, the same command goes on")
+    return name + ", ".join(parts) + (f"; {said}" if said else "")
+
+
+def _clock(seconds: float) -> str:
+    """The time of day so many seconds from now, with the day where that is not today's."""
+    then = datetime.now() + timedelta(seconds=seconds)
+    return f"{then:%H:%M}" if then.date() == datetime.now().date() else f"{then:%H:%M on %d %b}"
 
 
 def print_space(out: Console, description: SpaceDescription, *, notice: str | None = None) -> None:

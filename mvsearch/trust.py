@@ -113,7 +113,7 @@ class Calibration:
         measure: ``"nll"`` or ``"top1"``; qualities are minus the first in nats, or the second from 0 to 1.
         layouts: those trained with every seed, by trial number.
         unfinished: layouts begun and not trained with every seed yet.
-        failed: layouts of which a training failed.
+        failed: layouts of which a training failed, and was not made up for since.
         epochs: of the proxy.
         long_epochs: of a long training.
         seeds: long trainings a layout.
@@ -188,7 +188,7 @@ def calibration(study: StudyData) -> Calibration | None:
         return None
     measure, epochs = study.measure, int(study.setting("proxy", "epochs"))
     trained = _by_layout(lines)
-    failed = {line.key for line in lines if line.what == FAIL}
+    failed = failed_layouts(lines, CALIBRATE)
     lengths = sorted({line.to_epoch for line in lines if line.what == TRAIN and line.to_epoch > epochs})
     long_epochs = max(
         lengths,
@@ -401,7 +401,7 @@ class Confirmation:
         measure: ``"nll"`` or ``"top1"``.
         layouts: the members of the front and the hand-made layouts that were trained with every seed, slowest first.
         missing: members of the present front that were not (the search went on, or the time was over).
-        failed: layouts of which a training failed.
+        failed: layouts of which a training failed, and was not made up for since.
         seeds: fresh trainings a layout.
         noise: of differences between layouts, between seeds, in quality on the test split; None where it is not
             known.
@@ -457,7 +457,7 @@ def confirmation(study: StudyData) -> Confirmation | None:
     measure, epochs = study.measure, int(study.setting("proxy", "epochs"))
     records = {record.key: record for record in complete_records(study.records, measure)}
     trained = {key: of.get(epochs, {}) for key, of in _by_layout(lines).items()}
-    failed = {line.key for line in lines if line.what == FAIL}
+    failed = failed_layouts(lines, CONFIRM)
     seeds = max((len(of) for of in trained.values()), default=0)
     members = {record.key for record in study.front}
     found = []
@@ -535,6 +535,21 @@ def _gains(
 
 
 # -- what both read --------------------------------------------------------------------------------------------------
+
+
+def failed_layouts(lines: Iterable[Evaluation], purpose: str) -> set[str]:
+    """Keys of the layouts of which a training failed that has not come as far in a later run.
+
+    Args:
+        lines: of one ledger.
+        purpose: ``"calibrate"`` or ``"confirm"``.
+    """
+    own = [line for line in lines if line.purpose == purpose]
+    reached: dict[tuple[str, int | None], int] = {}
+    for line in own:
+        if line.what == TRAIN:
+            reached[line.key, line.seed] = max(line.to_epoch, reached.get((line.key, line.seed), 0))
+    return {line.key for line in own if line.what == FAIL and reached.get((line.key, line.seed), -1) < line.to_epoch}
 
 
 def study_noise(study: StudyData, measure: str | None = None) -> SeedNoise | None:

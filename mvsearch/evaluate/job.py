@@ -75,7 +75,11 @@ class Job:
     @property
     def over_limit(self) -> str:
         """Why the job failed if it took longer than `limit_s`."""
-        return f"{self.what}: took longer than search.job_minutes, {(self.limit_s or 0) / 60:g}"
+        minutes = f"{(self.limit_s or 0) / 60:g}"
+        if self.purpose != SEARCH:  # longer trainings than the search's have a longer limit
+            epochs = self.to_epoch - self.from_epoch
+            return f"{self.what}: took longer than search.job_minutes allows for {epochs} epochs, {minutes}"
+        return f"{self.what}: took longer than search.job_minutes, {minutes}"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,23 @@ def calibration_words(found: Calibration) -> list[str]:
     ]
 
 
+def calibration_short(found: Calibration) -> str:
+    """Its verdict in a few words."""
+    if found.tau is None:
+        return f"no verdict under {MIN_LAYOUTS} layouts"
+    return f"verdict {found.verdict}, Kendall's tau {_interval(found.tau)}"
+
+
+def confirmation_short(found: Confirmation) -> str:
+    """What became of the hypervolume, in a few words."""
+    missing = f"{len(found.missing)} of the present front not confirmed" if found.missing else ""
+    if found.hypervolume is None:
+        return missing or "no layout of the front confirmed"
+    volume = found.hypervolume
+    searched = f"the front's hypervolume {volume.test:.3f} on the test images, {volume.observed:.3f} as searched"
+    return f"{searched}; {missing}" if missing else searched
+
+
 def confirmation_words(found: Confirmation) -> list[str]:
     """What a confirmation says, in plain sentences."""
     members = [one for one in found.layouts if one.on_front]

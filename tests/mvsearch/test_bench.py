@@ -100,6 +100,9 @@ def test_a_table_of_one_device_serves_a_search_on_another(tmp_path: Path) -> Non
     there[there.key != study.reference_key].to_csv(table, index=False)
     with pytest.raises(StudyError, match="the table lacks the layout that ratios are to"):
         launch(config, **options, on_space=lambda *_: None)
+    there.assign(layout='{"stages": 3}').to_csv(table, index=False)
+    with pytest.raises(StudyError, match="the table holds a layout that is none: stages: 3 is not allowed"):
+        launch(config, **options, on_space=lambda *_: None)
 
 
 def test_what_bench_prints_as_csv_is_a_table_of_throughputs(layout: str, tmp_path: Path) -> None:

@@ -400,6 +400,13 @@ def test_rungs_end_at_the_epochs_of_the_proxy() -> None:
     assert load_config("stagewise", [*RUNGS, "fidelity={eta: 2, rungs: 5}"]).rung_epochs == (2, 3, 7, 14, 27)
 
 
+def test_the_limit_of_an_epoch_is_that_of_the_longest_training_of_one_job():
+    assert load_config("stagewise").epoch_limit_s is None
+    assert load_config("stagewise", ["search.job_minutes=3"]).epoch_limit_s == 180 / 2
+    rungs = [*RUNGS, "fidelity={eta: 3, rungs: 3}", "search.job_minutes=3"]
+    assert load_config("stagewise", rungs).epoch_limit_s == 180 / 18
+
+
 def test_without_rungs_a_study_reads_as_it_did_before_there_were_any() -> None:
     plain = load_config("stagewise")
     assert "fidelity" not in plain.resolved()

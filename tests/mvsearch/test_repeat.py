@@ -1,24 +1,29 @@
 """calibrate and confirm with a worker that measures nothing: what is trained, kept, resumed and refused."""
 
+import re
 import shutil
 import signal
 from collections import Counter
 
 import pytest
+import yaml
 from fakes import MakeFakeWorker, true_nll
 from test_search import search_in
 from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout
 from mvsearch.cli import app
+from mvsearch.launch import Where
 from mvsearch.ledger import StudyError, driver_lock, read_evaluations
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import trial_records
-from mvsearch.repeat import Repeat, plan_calibrate, plan_confirm
+from mvsearch.repeat import Repeat, plan_calibrate, plan_confirm, repeat
 from mvsearch.report import write_tables
+from mvsearch.status import read_status
 from mvsearch.stop import Interrupted
 from mvsearch.study import StudyFolder, load_study
+from mvsearch.terminal import repeat_line
 from mvsearch.view import View
 
 EPOCHS = 2
@@ -170,7 +175,7 @@ def test_nothing_is_begun_when_the_time_is_over(folder):
     assert (outcome.left, outcome.failed) == (0, 0)
 
 
-def test_a_layout_that_fails_is_left_alone_and_said(folder):
+def test_a_layout_that_fails_is_left_alone_and_said_and_tried_again_by_the_next_call(folder, tmp_path):
     study = load_study(folder)
     bad = plan_calibrate(study).records[2].key
     make = MakeFakeWorker(faults=((bad, "raise late"),))
@@ -182,6 +187,52 @@ def test_a_layout_that_fails_is_left_alone_and_said(folder):
     (failure,) = [line for line in lines_of(folder, "calibrate") if line.what == "fail"]
     assert (failure.key, failure.reason) == (bad, "train: it broke")
     assert next(record for record in load_study(folder).records if record.key == bad).state == "COMPLETE"
+
+    # What fails for a reason that stays costs one stretch of one training a call, after everything else.
+    log = tmp_path / "log"
+    make = MakeFakeWorker(faults=((bad, "raise late"),), log=log)
+    outcome = repeated(folder, lambda study: plan_calibrate(study, seeds=3), make=make).run()
+    assert (outcome.failed, outcome.left) == (1, 0)
+    assert [line.split()[1:] for line in log.read_text().splitlines()][-1] == [bad, "500", "2", "4"]
+    assert sum(bad in line for line in log.read_text().splitlines()) == 1
+    assert load_study(folder).calibration.failed == 1
+
+    log.unlink()
+    outcome = repeated(folder, lambda study: plan_calibrate(study, seeds=3), make=MakeFakeWorker(log=log)).run()
+    assert (outcome.failed, outcome.left) == (0, 0)
+    begun = [line.split()[1:] for line in log.read_text().splitlines()]
+    assert {key for key, *_ in begun} == {bad}
+    assert [stretch for _, seed, *stretch in begun if seed == "500"] == [["2", "4"], ["4", "6"], ["6", "8"]]
+    found = load_study(folder).calibration
+    assert (found.failed, found.unfinished) == (0, 0)
+    assert bad in {one.key for one in found.layouts}
+    assert not (folder.path / "calibrate-checkpoints").exists()
+
+
+def test_jobs_may_take_longer_than_those_of_the_search_by_their_epochs(folder, monkeypatch):
+    """Through `repeat` itself, with the limit of the study; only the data and the devices are not there."""
+    fidelity = {"eta": 2, "rungs": 2}
+    settings = yaml.safe_load(folder.config.read_text()) | {"fidelity": fidelity}
+    settings["search"] |= {"job_minutes": 3.0, "sampler": "random"}
+    settings["proxy"] |= {"warmup_epochs": 0}
+    folder.config.write_text(yaml.safe_dump(settings))
+    jobs = []
+
+    class Watched:
+        def __init__(self, *arguments):
+            self.fake = MakeFakeWorker()(*arguments)
+
+        def run(self, job):
+            jobs.append(job)
+            yield from self.fake.run(job)
+
+    monkeypatch.setattr("mvsearch.repeat.same_data", lambda study, fingerprint: None)
+    monkeypatch.setattr("mvsearch.launch.open_pool", lambda make, data, where: ReplayPool(Watched))
+    nothing = {"where": Where(), "view": View(), "on_start": lambda plan, pool, done: None}
+    repeat(folder, lambda study: plan_calibrate(study, layouts=12), **nothing)
+    # The longest job of that search would be an epoch.
+    assert {(job.to_epoch - job.from_epoch, job.limit_s) for job in jobs} == {(2, 2 * 180.0)}
+    assert jobs[0].over_limit == "train: took longer than search.job_minutes allows for 2 epochs, 6"
 
 
 def test_a_job_whose_process_is_gone_is_tried_once_more(folder):
@@ -229,6 +280,57 @@ def test_confirm_keeps_the_weights_of_its_first_seed_and_leaves_the_searchs(fold
     more = search_in(folder.path.parent, *DATA, "search.trials=15", brief=True)
     assert more.run().complete == 15
     assert load_study(folder).confirmation.seeds == 3
+
+
+class Asks(StopAfter):
+    """Asks for the status, as another terminal would, whenever a layout is done."""
+
+    def __init__(self, folder, calls=0):
+        super().__init__(calls)
+        self.folder = folder
+        self.seen = []
+
+    def repeated(self, record, nll, reason, state):
+        self.seen.append(read_status(self.folder).repeats[-1])
+
+
+def status_of(folder):
+    """Its lines about `calibrate` and `confirm`, as they are printed."""
+    done = CliRunner().invoke(
+        app, ["status", folder.name, "--studies", str(folder.path.parent)], env={"COLUMNS": "200"}
+    )
+    assert done.exit_code == 0, done.output
+    return [line for line in done.stdout.splitlines() if line.startswith(("Calibrate", "Confirm"))]
+
+
+def test_the_status_says_how_far_calibrate_and_confirm_are(folder, monkeypatch):
+    monkeypatch.setattr("mvsearch.status.EVERY_S", 0.0)
+    assert status_of(folder) == []
+    view = Asks(folder, calls=60)
+    with pytest.raises(Interrupted):
+        repeated(folder, plan_calibrate, view=view, pool=InlinePool(MakeFakeWorker(seconds=0.001), None)).run()
+    assert len(view.seen) >= 3
+    assert all(found.driver.running for found in view.seen)
+    counts = [found.driver.state.finished for found in view.seen]
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+    assert re.fullmatch(r"Calibrate  \d of 14 layouts, \d s, ends about \d\d:\d\d( on .*)?", repeat_line(view.seen[-1]))
+    (line,) = status_of(folder)
+    assert line.endswith(" of 14 layouts, not running, the same command goes on; no verdict under 12 layouts")
+
+    bad = load_study(folder).front[0].key
+    repeated(folder, plan_calibrate).run()
+    repeated(folder, plan_confirm, make=MakeFakeWorker(faults=((bad, "raise"),))).run()
+    first, second = status_of(folder)
+    found = load_study(folder).calibration.tau
+    assert first.startswith(f"Calibrate  14 of 14 layouts; verdict green, Kendall's tau {found.tau:.2f} (95 % interval")
+    volume = load_study(folder).confirmation.hypervolume
+    assert re.match(r"Confirm    (\d+) of \1 layouts, 1 failed; the front's hypervolume", second)
+    assert f" {volume.test:.3f} on the test images, {volume.observed:.3f} as searched; 1 of the present front" in second
+
+    # Of a study whose small files are gone, the ledger still tells.
+    folder.repeat_status("calibrate").unlink()
+    assert status_of(folder)[0].startswith("Calibrate  14 layouts; verdict green")
 
 
 def test_calibration_and_confirmation_wait_for_their_layouts(folder):

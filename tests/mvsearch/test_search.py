@@ -1,22 +1,26 @@
 """The loop with a worker that measures nothing: what is asked, told, kept and recovered."""
 
+import dataclasses
 import json
+import math
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import optuna
 import pytest
-from fakes import MakeFakeWorker, true_ratio
+from fakes import MakeFakeWorker, noise, true_ratio
 
 from mvsearch.config import load_config
 from mvsearch.evaluate.job import Lost, Notice
 from mvsearch.ledger import StudyError, read_evaluations, repair_tail
 from mvsearch.pool import PoolFailed
 from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import COMPLETE, FAILED
 from mvsearch.search import Search, SearchFailed
 from mvsearch.space import SearchSpace
@@ -196,6 +200,65 @@ def test_recorded_timings_are_taken_and_give_the_same_trials(tmp_path):
     assert all(line.startswith("train") for line in log.read_text().splitlines())
     timings = [line for line in second.ledger.evaluations if line.what == "time"]
     assert {line.conditions["source"] for line in timings} == {str(first.folder.ledger)}
+
+
+def _table(layouts, ratio):
+    """Recorded timings of layouts, of which `ratio` says the throughput."""
+    return {
+        layout.key: RecordedTiming(
+            {"images_per_second": 1000 * ratio(layout), "ratio": ratio(layout)},
+            {"source": "t"},
+            layout=layout.to_dict(),
+        )
+        for layout in layouts
+    }
+
+
+def test_the_sampler_knows_the_table_of_throughputs_before_it_asks(tmp_path):
+    # A few layouts are fast for no reason that a regression could see.
+    fast = {}
+
+    def ratio(layout):
+        return fast.setdefault(layout.key, 64.0 if noise("fast", layout.key) < 0.005 else 1.0)
+
+    space = SearchSpace(load_config("stagewise"), num_classes=10, in_chans=1)
+    table = _table(space.layouts(), ratio)
+    assert 6 < sum(value > 1 for value in fast.values()) < 40
+    asked = {}
+    for name in ("layouts", "no layouts"):
+        if name == "no layouts":
+            table = {key: dataclasses.replace(timing, layout=None) for key, timing in table.items()}
+        (tmp_path / name).mkdir()
+        pool = ReplayPool(MakeFakeWorker())
+        search = search_in(tmp_path / name, "search.sampler=known_cost", timings=table, pool=pool)
+        search.run()
+        asked[name] = sum(fast[key] > 1 for key, _ in told(search)[8:])  # those before are spread over the space
+    # By chance three of six would be asked for once in a million.
+    assert asked["layouts"] >= 3
+    assert asked["no layouts"] == 0
+
+
+def test_a_sampler_is_told_a_fair_sample_of_the_table_whichever_part_of_it_it_reads(tmp_path, monkeypatch):
+    told_of = []
+
+    def make_sampler(config, space, seed, observations, reference):
+        told_of.append(observations)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    monkeypatch.setattr("mvsearch.search.make_sampler", make_sampler)
+    space = SearchSpace(load_config("stagewise"), num_classes=10, in_chans=1)
+    layouts = list(space.layouts())  # by width
+    strange = layouts[0].override(state=[8, 7, 8])
+    search = search_in(tmp_path, timings=_table([*layouts, strange], true_ratio), pool=ReplayPool(MakeFakeWorker()))
+    search.run()
+    found = told_of[0]()
+    assert sorted(one.key for one in found) == sorted(layout.key for layout in layouts)
+    assert [one.key for one in found[-14:]] == [record.key for record in search.records()]
+    assert {one.source for one in found[:-14]} == {"throughput.file"}
+    assert all(one.throughput == pytest.approx(math.log2(true_ratio(one.layout))) for one in found)
+    widths = Counter(layout.stages[0].dim for layout in layouts)
+    of_the_last = Counter(one.layout.stages[0].dim for one in found[-1000:])
+    assert all(of_the_last[width] / 1000 == pytest.approx(n / len(layouts), abs=0.1) for width, n in widths.items())
 
 
 @pytest.mark.parametrize("ratio", ["nan", "inf", "-1", "0", "", "fast"])
