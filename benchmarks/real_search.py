@@ -1,10 +1,11 @@
 """Random and known-cost search against each other by real searches: every layout trained, every throughput timed.
 
 Each run is one `mvsearch launch` in one process, with a seed of its own, ended after the same training seconds. The
-table (CSV) holds the hypervolume after every layout of every run, above one reference point; the figure shows mean and
-spread over seeds. A run that is there is not done again, so the script can be stopped and started at any moment.
+table (CSV) holds the hypervolume after every layout of every run, above one reference point; the figure (PNG, drawn by
+Chromium) shows mean and spread over seeds. A run that is there is not done again, so the script can be stopped and
+started at any moment.
 
-    python benchmarks/real_search.py --space fashion_mnist --seeds 5 --minutes 4 --out benchmarks/real_search
+    python benchmarks/real_search.py --space fashion_mnist --seeds 5 --minutes 4
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="device minutes of each run")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time; one core each")
     parser.add_argument("--studies", type=Path, default=Path("studies/real_search"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/real_search"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real_search"))
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     args = parser.parse_args()
     args.studies.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def main() -> None:
     columns = ["sampler", "seed", "layouts", "train_seconds", "hypervolume"]
     text = table[columns].round({"hypervolume": 5}).to_csv(index=False)
     write_atomic(args.out.with_suffix(".csv"), f"# {json.dumps(conditions)}\n{text}")
-    draw(curves, seconds, args.out.with_suffix(".html"), len(runs) // 2)
+    draw(curves, seconds, args.out.with_suffix(".png"), args.seeds)
     print(f"\n{json.dumps(conditions)}\n")
     print(f"Hypervolume at {end:.0f} training seconds, {args.seeds} seeds each (mean, sd, layouts trained):")
     for sampler, values in last.items():
@@ -141,7 +142,7 @@ def main() -> None:
     print(f"  known_cost / random: {gain.mean():.3f} (paired t test p = {test.pvalue:.2g}, {args.seeds} pairs)")
     if curves["known_cost"].mean(0)[-1] >= last["random"].mean():
         print(f"  random's end is reached after {seconds[reached] / end:.0%} of the seconds")
-    print(f"Written: {args.out.with_suffix('.csv')}, {args.out.with_suffix('.html')}; {time.time() - began:.0f} s")
+    print(f"Written: {args.out.with_suffix('.csv')}, {args.out.with_suffix('.png')}; {time.time() - began:.0f} s")
 
 
 def draw(curves: dict[str, np.ndarray], seconds: np.ndarray, path: Path, seeds: int) -> None:
@@ -158,12 +159,20 @@ def draw(curves: dict[str, np.ndarray], seconds: np.ndarray, path: Path, seeds: 
         figure.add_scatter(x=x, y=band, fill="toself", line_width=0, fillcolor=colour, opacity=0.2, showlegend=False)
         figure.add_scatter(x=seconds, y=mean, name=sampler, line_color=colour)
     figure.update_layout(
-        title=f"Hypervolume by training seconds, mean and 95 % interval of {seeds} seeds",
-        xaxis_title="training seconds",
-        yaxis_title="hypervolume (nats × octaves)",
+        title=f"Hypervolume by training seconds<br><sup>mean of {seeds} searches, with its 95 % interval</sup>",
+        xaxis_title="Training seconds",
+        yaxis_title="Hypervolume (nats × octaves)",
         template="plotly_white",
+        font_family="system-ui, sans-serif",
+        legend={"x": 0.98, "y": 0.05, "xanchor": "right"},
+        width=1000,
+        height=560,
+        margin_t=90,
     )
-    write_atomic(path, figure.to_html(include_plotlyjs="cdn"))
+    sys.path.append(str(Path(__file__).parents[1] / "docs"))
+    from draw_figures import write_png
+
+    write_png(figure, path)
 
 
 if __name__ == "__main__":
