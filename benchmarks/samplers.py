@@ -36,6 +36,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from landscape import Synthetic, Table
 from optuna.trial import TrialState
+from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table as Printed
 from scipy.stats import wilcoxon
@@ -381,7 +382,7 @@ def report(name: str, out: Console) -> None:
             f"{np.median([first_reaching(run, target) for run in curves['known_cost']]):.0f} trials (median)."
         )
     picture = results_path(name).with_suffix(".png")
-    write_picture(figure(name, curves), picture)
+    write_picture(figure(name, found), picture)
     out.print(f"Written: {picture}")
 
 
@@ -433,45 +434,76 @@ COLOURS = {
 }
 
 
-def figure(name: str, curves: dict[str, np.ndarray]) -> go.Figure:
-    """Regret against trials: means, and the band of 80 % of the seeds."""
-    drawn = go.Figure()
-    ends: list[tuple[float, str, str]] = []
-    top = max(float((1 - curves[sampler][:, 7]).mean()) for sampler in COLOURS if sampler in curves)
-    for sampler, colour in COLOURS.items():
-        if sampler not in curves:
-            continue
-        regret = 1 - curves[sampler]
-        trials = np.arange(1, regret.shape[1] + 1)
-        low, high = np.quantile(regret, [0.1, 0.9], axis=0)
-        shade = f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},0.13)"
-        drawn.add_scatter(
-            x=np.r_[trials, trials[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=shade, line_width=0
-        )
-        drawn.add_scatter(x=trials, y=regret.mean(axis=0), mode="lines", line={"color": colour, "width": 2.5})
-        ends.append((float(regret[:, -1].mean()), f"{sampler} (n = {len(regret)})", colour))
-    last = max(len(curve[0]) for curve in curves.values())
-    below = -math.inf
-    for end, text, colour in sorted(ends):
-        below = max(end, below + 0.055 * top)  # labels do not lie on each other
-        drawn.add_annotation(x=last, y=below, text=text, font_color=colour, showarrow=False, xanchor="left", xshift=6)
+def figure(name: str, found: pd.DataFrame) -> go.Figure:
+    """Regret against trials, and for a table against training seconds too: means, and the band of 80 % of the seeds."""
+    runs = {s: group for s, group in found.groupby("sampler", sort=False) if s in COLOURS}
+    axes = [("Trials (trainings)", {s: _by_trials(group) for s, group in runs.items()})]
+    if all(seconds for group in runs.values() for seconds in group.seconds):
+        axes.append(("Training seconds", _by_seconds(runs)))
+    drawn = make_subplots(cols=len(axes), shared_yaxes=True, horizontal_spacing=0.16)
+    top = max(float(regret[:, 7].mean()) for _, regret in axes[0][1].values())
+    for column, (label, curves) in enumerate(axes, start=1):
+        ends: list[tuple[float, str, str]] = []
+        for sampler, colour in COLOURS.items():
+            if sampler not in curves:
+                continue
+            x, regret = curves[sampler]
+            low, high = np.quantile(regret, [0.1, 0.9], axis=0)
+            shade = f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},0.13)"
+            where = {"row": 1, "col": column}
+            band = np.r_[high, low[::-1]]
+            drawn.add_scatter(x=np.r_[x, x[::-1]], y=band, fill="toself", fillcolor=shade, line_width=0, **where)
+            drawn.add_scatter(x=x, y=regret.mean(axis=0), mode="lines", line={"color": colour, "width": 2.5}, **where)
+            ends.append((float(regret[:, -1].mean()), f"{sampler} (n = {len(regret)})", colour))
+        last = max(x[-1] for x, _ in curves.values())
+        below = -math.inf
+        for end, text, colour in sorted(ends):
+            below = max(end, below + 0.055 * top)  # labels do not lie on each other
+            drawn.add_annotation(
+                x=last,
+                y=below,
+                text=text,
+                font_color=colour,
+                showarrow=False,
+                xanchor="left",
+                xshift=6,
+                row=1,
+                col=column,
+            )
+        drawn.update_xaxes(range=[min(x[0] for x, _ in curves.values()), last], title=label, row=1, col=column)
     title = "the synthetic landscape" if name == "synthetic" else f"the table {Path(name).stem}"
     drawn.update_layout(
         title=f"Regret on {title}<br><sup>1 − HV/HV*; lines: mean over n seeds, bands: 80 % of the seeds</sup>",
-        xaxis_title="Trials (trainings)",
-        yaxis_title="Regret of the hypervolume",
         showlegend=False,
         template="plotly_white",
         font_family="system-ui, sans-serif",
-        width=1000,
+        width=1000 if len(axes) == 1 else 1400,
         height=560,
         margin_r=170,
         margin_t=90,
     )
     # The first trials, which are alike for all, may leave the picture.
     drawn.update_yaxes(range=[0, 1.3 * top])
-    drawn.update_xaxes(range=[1, last])
+    drawn.update_yaxes(title="Regret of the hypervolume", col=1)
     return drawn
+
+
+def _by_trials(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    regret = 1 - np.array(list(runs.shares))
+    return np.arange(1, regret.shape[1] + 1), regret
+
+
+def _by_seconds(runs: dict[str, pd.DataFrame]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Regret of each run at moments that all runs have reached."""
+    end = min(seconds[-1] for group in runs.values() for seconds in group.seconds)
+    moments = np.linspace(end / 100, end, 100)
+    return {
+        sampler: (
+            moments,
+            np.array([[1 - _share_after(r.shares, r.seconds, m) for m in moments] for r in group.itertuples()]),
+        )
+        for sampler, group in runs.items()
+    }
 
 
 def write_picture(drawn: go.Figure, path: Path) -> None:
