@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -531,6 +532,28 @@ def models(name: str, out: Console) -> None:
         "Each layout predicted from the others (leave-one-out; hyperparameters from all), mean of 5 draws of layouts. "
         "Error: root mean square; of quality over the standard deviation of what was measured, of throughput relative."
     )
+    if name.endswith(".csv") and len((table := Table(Path(name))).seeds) > 1:
+        out.print(f"The front of one seed of all layouts, judged by another seed, has a regret of {floor(table):.3f}.")
+
+
+def floor(table: Table) -> float:
+    """Regret of the front that one seed of all layouts gives, judged by another seed; mean over ordered pairs of seeds.
+
+    What whole knowledge of one training of each layout is worth: below it lies the luck of single trainings.
+    """
+    qualities = np.array([table.qualities(layout, len(table.rungs) - 1) for layout in table.layouts])
+    keys = [layout.key for layout in table.layouts]
+
+    def points(seed: int) -> dict[str, Point]:
+        return {key: Point(key, q, table.throughput[key]) for key, q in zip(keys, qualities[:, seed], strict=True)}
+
+    regrets = []
+    for first, second in itertools.permutations(range(len(table.seeds)), 2):
+        judged = points(second)
+        found = [judged[point.key] for point in pareto_front(points(first).values())]
+        best = hypervolume(list(judged.values()), table.reference)
+        regrets.append(1 - hypervolume(found, table.reference) / best)
+    return float(np.mean(regrets))
 
 
 def _models_of(name: str, count: int, seed: int) -> tuple[float, float, float, float] | None:
