@@ -153,8 +153,9 @@ class StudyFolder:
         """
         launches = []
         if self.environment.exists():
-            before = json.loads(self.environment.read_text())
-            launches = before.get("launches", [])
+            before = _read_json(self.environment)
+            _expect(self.environment, before, "launches", "device", "scan", "data.fingerprint")
+            launches = before["launches"]
             if before["data"]["fingerprint"] != environment["data"]["fingerprint"]:
                 raise StudyError(
                     f"{self.path}: the data has changed since the study was started (fingerprint "
@@ -213,11 +214,10 @@ def load_study(folder: StudyFolder) -> StudyData:
     """
     config = _read_yaml(folder.config)
     if not folder.environment.exists() or not folder.ledger.exists():
-        raise StudyError(f"{folder.path}: nothing has been measured yet; run `mvsearch launch {folder.config}`")
-    try:
-        environment = json.loads(folder.environment.read_text())
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{folder.environment}: not JSON ({error})") from None
+        raise StudyError(f"{folder.path}: nothing has been measured yet; run `{folder.launch_command}`")
+    _expect(folder.config, config, "proxy.epochs", "proxy.seeds", "search.trials", "objectives.quality")
+    environment = _read_json(folder.environment)
+    _expect(folder.environment, environment, "data.classes", "reference", "launches")
     evaluations = read_evaluations(folder.ledger)
     records = trial_records(evaluations, epochs=config["proxy"]["epochs"], seeds=config["proxy"]["seeds"])
     classes = environment["data"]["classes"]
@@ -262,9 +262,46 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        return _parse_yaml(path.read_text())
-    except (yaml.YAMLError, OSError) as error:
+        data = _parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise StudyError(f"{path}: cannot be read ({error})") from None
+    return _mapping(path, data)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise StudyError(f"{path}: cannot be read ({error})") from None
+    return _mapping(path, data)
+
+
+def _mapping(path: Path, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise StudyError(f"{path}: damaged, as it holds no mapping; {_MEND}")
+    return data
+
+
+def _expect(path: Path, data: Any, *keys: str) -> None:
+    """Refuse a file of a study that lacks what every study has.
+
+    Args:
+        path: of the file.
+        data: what it holds.
+        keys: dotted; none of their values is ever empty or 0.
+
+    Raises:
+        StudyError: naming the first that is missing.
+    """
+    for key in keys:
+        found = data
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if not found:
+            raise StudyError(f"{path}: damaged, as it lacks {key}; {_MEND}")
+
+
+_MEND = "restore it from a copy, or start a new study with --set name=…"
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
