@@ -271,8 +271,11 @@ def compare(
 
     if len(studies_) < 2:
         raise StudyError("compare: 1 study given; two or more are needed")
-    found = Comparison([load_study(find_study(name, studies)) for name in studies_])
     path = out or (studies if studies.is_dir() else Path()) / "compare.html"
+    if path.is_dir() or not path.parent.is_dir():
+        why = "is a folder" if path.is_dir() else "is in a folder that is not there"
+        raise StudyError(f"out: {path} {why}; choose another file")
+    found = Comparison([load_study(find_study(name, studies)) for name in studies_])
     write_comparison(found, path)
     terminal.print_comparison(terminal.console(), found, str(path))
 
