@@ -232,7 +232,7 @@ def panel(state: LaunchState) -> Panel:
     """Where a search stands: counts, workers, the front so far."""
     ended = state.finished + state.failed
     failed = Text(f", {state.failed} failed", style="red") if state.failed else Text("")
-    left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
+    left = f", about {duration(state.remaining)} left" if state.remaining is not None and ended < state.wanted else ""
     waiting = f", {state.waiting:,} waiting between rungs" if state.waiting else ""
     head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"{waiting}   {duration(state.elapsed)}{left}")
     more = f"workers busy {percent(state.utilisation, 0)}"
@@ -407,8 +407,13 @@ def print_status(out: Console, status: Status, study: str, launch: str) -> None:
         out.print(f"Running on {status.host} (process {status.pid}); last sign of life {ago}.")
         return
     done = status.state.finished + status.state.failed >= status.state.wanted
-    out.print(f"{'Ended' if done else 'Not running'}; last sign of life {ago} on {status.host}.")
-    out.print(f"Next: mvsearch report {study}" if done else f"To go on: {launch}")
+    out.print(
+        f"{'Ended' if done or status.state.stopping else 'Not running'}; last sign of life {ago} on {status.host}."
+    )
+    if done or status.state.stopping:
+        out.print(f"Next: mvsearch report {study}")
+    if not done:
+        out.print(f"To go on: {launch}")
 
 
 def repeat_line(repeat: RepeatStatus) -> str:

@@ -20,9 +20,9 @@ from mvsearch.status import read_status
 from mvsearch.view import View
 
 
-def study_in(path, **options):
+def study_in(path, *overrides, **options):
     """A search of 14 trials, with the little that reports need to know of its environment."""
-    search = search_in(path, **options)
+    search = search_in(path, *overrides, **options)
     environment = {"data": {"classes": 10}, "reference": search.space.reference().key, "launches": [{"workers": 1}]}
     (search.folder.path / "environment.json").write_text(json.dumps(environment))
     return search
