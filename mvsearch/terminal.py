@@ -75,7 +75,7 @@ def front_lines(
     table = Table(title=title, **_PLAIN)
     table.add_column("layout", no_wrap=True)
     for name in ("width", "state", "params", "top-1", "NLL", "img/s", "ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")  # a number cut short would be another number
     for record in records:
         stages = record.layout["stages"]
         states = [str(stage["state"]) for stage in stages if any(LETTERS[letter].scans for letter in stage["blocks"])]
@@ -348,9 +348,9 @@ def confirmed_lines(found: Confirmation) -> Table:
     table = Table(title=title, **_PLAIN)
     table.add_column("layout", no_wrap=True)
     for name in ("ratio", "searched", "validation", "test", "NLL, test"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("over the hand-made", no_wrap=True)
-    table.add_column("against the faster", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("over the hand-made", overflow="fold")
+    table.add_column("against the faster", overflow="fold")
     gains = {gain.layout: gain for gain in found.gains}
     for one in found.layouts:
         standing = {"front": "better", "undecided": "not told apart", "dominated": "worse"}
