@@ -21,7 +21,7 @@ from mambavision.look import ACCENT, console
 from mvsearch.front import DOMINATED, families, quality_se
 from mvsearch.record import CALIBRATE, COMPLETE, CONFIRM, FAILED, TrialRecord
 from mvsearch.report.sentences import calibration_short, calibration_words, confirmation_short, confirmation_words
-from mvsearch.report.words import DASH, duration, factor, fixed, percent, plural, scaled, with_error
+from mvsearch.report.words import DASH, duration, factor, fixed, hours, percent, plural, scaled, with_error
 from mvsearch.strip import rich_strip
 from mvsearch.trust import Calibration
 from mvsearch.view import LaunchState, View
@@ -180,7 +180,7 @@ class LaunchView(View):
         """A line of its own."""
         self.out.print(
             Text(
-                f"Estimate by the first trainings: {duration(seconds)} and {device_hours:.2g} device-hours in all.",
+                f"Estimate by the first trainings: {duration(seconds)} and {hours(device_hours)} device-hours in all.",
                 style="dim",
             )
         )
@@ -238,9 +238,11 @@ def panel(state: LaunchState) -> Panel:
     more = f"workers busy {percent(state.utilisation, 0)}"
     if state.hypervolume is not None:
         more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
-    spent = f"{state.device_hours:.2g} device-hours"
+    spent = f"{hours(state.device_hours)} device-hours"
     if state.estimated is not None:
-        spent += f"   estimate for this launch: {duration(state.estimated[0])}, {state.estimated[1]:.2g} device-hours"
+        spent += (
+            f"   estimate for this launch: {duration(state.estimated[0])}, {hours(state.estimated[1])} device-hours"
+        )
     workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for worker, doing in state.running.items():
         workers.add_row(Text(worker, style="dim"), doing)
@@ -284,7 +286,7 @@ def print_outcome(out: Console, study: StudyData, files: list[str], where: str, 
     full = f"{plural(len(study.complete), 'layout')} trained in full{elsewhere}."
     out.print(f"\n{full}{stopped} Stopped because {outcome.stopped}.")
     if outcome.utilisation is not None:
-        took = f"It took {duration(outcome.seconds)} and {outcome.device_hours:.2g} device-hours"
+        took = f"It took {duration(outcome.seconds)} and {hours(outcome.device_hours)} device-hours"
         busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time."
         out.print(f"{took}{_against(outcome)}. {busy}")
     if waiting and not outcome.exhausted:
@@ -301,7 +303,9 @@ def _against(outcome: Outcome) -> str:
     if guess is None or not outcome.seconds or not outcome.device_hours:
         return ""
     off = f"{guess.seconds / outcome.seconds - 1:+.0%} and {guess.device_hours / outcome.device_hours - 1:+.0%}"
-    return f"; the estimate was {duration(guess.seconds)} and {guess.device_hours:.2g}, off by {off.replace('-', '−')}"
+    return (
+        f"; the estimate was {duration(guess.seconds)} and {hours(guess.device_hours)}, off by {off.replace('-', '−')}"
+    )
 
 
 def print_repeat_start(out: Console, plan: Plan, workers: str, done: int) -> None:
@@ -384,8 +388,9 @@ def print_dry_run(out: Console, name: str, done: DryRun) -> None:
         each = ", ".join(f"{count:,} to epoch {epoch}" for epoch, count in done.rungs.items())
         out.print(f"Layouts trained: {each}.")
     out.print(
-        f"{done.epochs:,} epochs of training, {done.device_hours:.2g} device-hours: {duration(done.outcome.seconds)} "
-        f"on {plural(done.devices, 'device')}, {percent(done.outcome.utilisation, 1)} busy."
+        f"{done.epochs:,} epochs of training, {hours(done.device_hours)} device-hours: "
+        f"{duration(done.outcome.seconds)} on {plural(done.devices, 'device')}, "
+        f"{percent(done.outcome.utilisation, 1)} busy."
     )
     out.print(f"Stopped because {done.outcome.stopped}.")
     out.print(
