@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ class StudyFolder:
     def name(self) -> str:
         """Name of the study."""
         return self.path.name
+
+    @property
+    def argument(self) -> str:
+        """What names the study in a command, quoted for a shell: its name, or its folder where that is elsewhere."""
+        return self.name if self.path == Path("studies") / self.name else shlex.quote(str(self.path))
+
+    @property
+    def launch_command(self) -> str:
+        """The command that goes on with the search, quoted for a shell."""
+        among = "" if self.path.parent == Path("studies") else f" --studies {shlex.quote(str(self.path.parent))}"
+        return f"mvsearch launch {shlex.quote(str(self.config))}{among}"
 
     @property
     def config(self) -> Path:
@@ -182,7 +194,8 @@ def find_study(name_or_path: str, studies: Path = Path("studies")) -> StudyFolde
         if (path / "study.yaml").is_file():
             return StudyFolder(path)
     near = difflib.get_close_matches(name_or_path, [folder.name for folder in list_studies(studies)], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else " `mvsearch list` shows what there is."
+    among = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
+    hint = f" Did you mean {near[0]!r}?" if near else f" `mvsearch list{among}` shows what there is."
     raise StudyError(f"study: there is no study {name_or_path!r} in {studies}/.{hint}")
 
 

@@ -259,8 +259,16 @@ def panel(state: LaunchState) -> Panel:
     return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
 
 
-def print_outcome(out: Console, study: StudyData, files: list[str], where: str, outcome: Outcome) -> None:
-    """The end of a launch: the front, why it ended, what it took, the failures, the files, and what to type next."""
+def print_outcome(out: Console, study: StudyData, files: list[str], argument: str, outcome: Outcome) -> None:
+    """The end of a launch: the front, why it ended, what it took, the failures, the files, and what to type next.
+
+    Args:
+        out: where to print.
+        study: what was measured.
+        files: that were written, the report last.
+        argument: what names the study in a command.
+        outcome: how the launch ended.
+    """
     out.print()
     out.print(front_lines(study.front))
     if study.on_cpu:
@@ -294,7 +302,7 @@ def print_outcome(out: Console, study: StudyData, files: list[str], where: str, 
             "Checkpoints of those that stopped stay for a larger search.trials; else checkpoints/ may be deleted."
         )
     out.print("Written: " + ", ".join(files))
-    out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
+    out.print(f"Next: open {files[-1]}, or mvsearch export {argument}")
 
 
 def _against(outcome: Outcome) -> str:
@@ -318,8 +326,8 @@ def print_repeat_start(out: Console, plan: Plan, workers: str, done: int) -> Non
     )
 
 
-def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: list[str]) -> None:
-    """The end of `calibrate` or `confirm`: what it says, the files, and what to type next."""
+def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: list[str], argument: str) -> None:
+    """The end of `calibrate` or `confirm`: what it says, the files, and what to type next; as `print_outcome`."""
     out.print()
     if outcome.purpose == CALIBRATE and study.calibration:
         said = calibration_words(study.calibration)
@@ -337,7 +345,7 @@ def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: 
         out.print(Text(f"{plural(outcome.left, 'layout')} left; the same command goes on.", style="yellow"))
     busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time. " if outcome.utilisation else ""
     out.print(f"\n{busy}Written: " + ", ".join(files))
-    out.print(f"Next: open {files[-1]}, or mvsearch {_after(study, outcome.purpose)} {study.name}")
+    out.print(f"Next: open {files[-1]}, or mvsearch {_after(study, outcome.purpose)} {argument}")
 
 
 def _after(study: StudyData, purpose: str) -> str:

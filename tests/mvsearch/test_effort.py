@@ -125,7 +125,7 @@ def test_a_launch_says_why_it_ended_and_how_far_off_it_was(tmp_path):
     object.__setattr__(loaded, "environment", {**loaded.environment, "device": "cpu", "scan": "loop"})
     guess = SimpleNamespace(seconds=2 * outcome.seconds, device_hours=outcome.device_hours / 2)
     outcome = SimpleNamespace(**{**vars(outcome), "estimate": guess})
-    print_outcome(out, loaded, ["report.html"], "", outcome)
+    print_outcome(out, loaded, ["report.html"], loaded.name, outcome)
     text = out.export_text()
     assert "14 layouts trained in full. Stopped because search.trials = 14 are done." in text
     assert "off by +100% and −50%" in text

@@ -64,7 +64,7 @@ def test_a_running_search_tells_where_it_stands(tmp_path, monkeypatch):
     shown = invoke(tmp_path, "stagewise")
     assert shown.exit_code == 0
     assert "14 of 14 layouts" in shown.output
-    assert "Next: mvsearch report stagewise" in shown.output
+    assert f"Next: mvsearch report {search.folder.path}" in shown.output.replace("\n", "")
 
 
 def test_a_driver_that_died_is_told_from_one_that_is_slow(tmp_path):

@@ -344,12 +344,16 @@ def test_what_is_said_is_what_was_found():
 
 def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
     study = calibrated(16, lambda record: record.nll)
-    text = printed(print_repeat, study, RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0), ["front.csv", "report.html"])
+    text = printed(
+        print_repeat, study, RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0), ["front.csv", "report.html"], "studies/x"
+    )
     assert "Verdict green" in text
     assert "4 layouts left; the same command goes on" in text
-    assert "Next: open report.html, or mvsearch confirm synthetic" in text
+    assert "Next: open report.html, or mvsearch confirm studies/x" in text
     study = confirmed()
-    text = printed(print_repeat, study, RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0), ["front.csv", "report.html"])
+    text = printed(
+        print_repeat, study, RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0), ["front.csv", "report.html"], "synthetic"
+    )
     one = study.confirmation.layouts[0]
     assert f"{100 * one.test.top1:.1f} ± {100 * one.test.top1_sd:.1f} %" in text
     assert "or mvsearch calibrate synthetic" in text
