@@ -126,7 +126,7 @@ def test_a_dry_run_keeps_to_the_table_of_throughputs_and_to_no_limit_of_time(tmp
     missing = launch(*small, *table)
     assert missing.exit_code == 2
     assert "throughput.file: here.csv is not a file" in missing.output
-    space = search_in(tmp_path / "any").space
+    space = search_in(tmp_path).space
     layouts = space.baselines().values()
     rows = [f'{one.key},100,1.0,"{one.to_json().replace(chr(34), chr(34) * 2)}"' for one in layouts]
     (tmp_path / "here.csv").write_text("\n".join(["key,images_per_second,ratio,layout", *rows]))
