@@ -165,8 +165,7 @@ def launch(
                 ),
             )
     files = [str(folder.path / name) for name in ("trials.csv", "front.csv", "report.html")]
-    where = "" if studies == Path("studies") else f" --studies {studies}"
-    terminal.print_outcome(out, study, files, where, outcome)
+    terminal.print_outcome(out, study, files, folder.argument, outcome)
 
 
 @app.command()
@@ -193,7 +192,8 @@ def init(
     from mvsearch.init import write_template
 
     write_template(data, out)
-    typer.echo(f"Written: {out}\nNext: mvsearch space {out}, then mvsearch launch {out}")
+    written = shlex.quote(str(out))
+    typer.echo(f"Written: {out}\nNext: mvsearch space {written}, then mvsearch launch {written}")
 
 
 @app.command()
@@ -244,8 +244,7 @@ def insight(
         from mvsearch import terminal
         from mvsearch.integrations.importance import with_importance
 
-        where = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
-        terminal.print_insight(terminal.console(), with_importance(loaded), f"mvsearch report {folder.name}{where}")
+        terminal.print_insight(terminal.console(), with_importance(loaded), f"mvsearch report {folder.argument}")
         return
     from mvsearch.report.insight import Insight, insight_table
 
@@ -271,8 +270,11 @@ def compare(
 
     if len(studies_) < 2:
         raise StudyError("compare: 1 study given; two or more are needed")
-    found = Comparison([load_study(find_study(name, studies)) for name in studies_])
     path = out or (studies if studies.is_dir() else Path()) / "compare.html"
+    if path.is_dir() or not path.parent.is_dir():
+        why = "is a folder" if path.is_dir() else "is in a folder that is not there"
+        raise StudyError(f"out: {path} {why}; choose another file")
+    found = Comparison([load_study(find_study(name, studies)) for name in studies_])
     write_comparison(found, path)
     terminal.print_comparison(terminal.console(), found, str(path))
 
@@ -285,9 +287,7 @@ def status(study: Study, studies: Studies = Path("studies")) -> None:
     from mvsearch.study import find_study
 
     folder = find_study(study, studies)
-    where = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
-    launch = f"mvsearch launch {shlex.quote(str(folder.config))}{where}"
-    terminal.print_status(terminal.console(), read_status(folder), folder.name, launch)
+    terminal.print_status(terminal.console(), read_status(folder), folder.argument, folder.launch_command)
 
 
 @app.command()
@@ -314,7 +314,8 @@ def list_(studies: Studies = Path("studies")) -> None:
 
     found = list_studies(studies)
     if not found:
-        typer.echo(f"No studies in {studies}/ yet. Next: mvsearch launch stagewise")
+        among = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
+        typer.echo(f"No studies in {studies}/ yet. Next: mvsearch launch stagewise{among}")
         return
     terminal.print_studies(terminal.console(), [(folder.name, describe_study(folder)) for folder in found])
 
@@ -444,7 +445,7 @@ def _repeat(study: str, studies: Path, make_plan: Any, where: tuple[Any, ...], h
             on_start=lambda plan, pool, done: terminal.print_repeat_start(out, plan, pool.description, done),
         )
     files = [str(folder.path / "front.csv"), str(folder.report)]
-    terminal.print_repeat(out, measured, outcome, files)
+    terminal.print_repeat(out, measured, outcome, files, folder.argument)
 
 
 @app.command()
@@ -485,10 +486,9 @@ def timings(
             write_atomic(out, pandas.DataFrame(rows).assign(**conditions).to_csv(index=False))
 
         bench_space(searched, layouts=layouts, device=device, on_row=keep)
-    typer.echo(
-        f"Written: {out}, {len(rows)} layouts\n"
-        f"Next: mvsearch launch {space} --set throughput.file={out} --set throughput.others=skip"
-    )
+    changed = [*(overrides or []), f"throughput.file={out}", "throughput.others=skip"]  # of the space that was timed
+    following = ["mvsearch", "launch", space, *(word for one in changed for word in ("--set", one))]
+    typer.echo(f"Written: {out}, {len(rows)} layouts\nNext: {shlex.join(following)}")
 
 
 @app.command()
@@ -529,7 +529,9 @@ def export(
         typer.echo(f"Written: {entry.folder}")
         typer.echo(f"  {terminal.weights_words(entry.weights)}")
     if not loaded.confirmation:
-        typer.echo(f"Not confirmed yet: mvsearch confirm {loaded.name} trains the front again, on the test split too.")
+        typer.echo(
+            f"Not confirmed yet: mvsearch confirm {folder.argument} trains the front again, on the test split too."
+        )
     typer.echo(f'Next: mambavision.create_model("{exported[0].name}", pretrained=True)')
 
 

@@ -177,13 +177,7 @@ def launch(
     space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
     space.check()
     if recorded:
-        expected = {
-            "reference": space.reference().key,
-            "image_size": config.deployed_image_size,
-            "batch_size": config.timing.batch_size,
-        }
-        check_conditions(recorded, expected)
-        _check_table(recorded, space, skip=config.throughput.others == "skip", where=where)
+        _check_table(recorded, config, space, where)
     folder.path.mkdir(parents=True, exist_ok=True)
     with driver_lock(folder.path):
         for path in (folder.ledger, folder.journal):
@@ -215,19 +209,36 @@ def launch(
     return folder, study, outcome
 
 
-def _check_table(recorded: dict[str, RecordedTiming], space: SearchSpace, *, skip: bool, where: Where) -> None:
-    """Keep throughputs of two devices apart: with `skip` the space is limited to the table."""
+def _check_table(
+    recorded: dict[str, RecordedTiming], config: StudyConfig, space: SearchSpace, where: Where | None
+) -> None:
+    """Keep throughputs of two devices apart: with `skip` the space is limited to the table.
+
+    Args:
+        recorded: the table.
+        config: of the study.
+        space: of the study.
+        where: of a launch; None for a dry run, which may stand for a launch on any device.
+    """
+    expected = {
+        "reference": space.reference().key,
+        "image_size": config.deployed_image_size,
+        "batch_size": config.timing.batch_size,
+    }
+    check_conditions(recorded, expected)
     try:
         layouts = [HybridLayout.from_dict(timing.layout) for timing in recorded.values() if timing.layout is not None]
     except LayoutError as error:
         raise StudyError(f"throughput.file: the table holds a layout that is none: {error}") from None
-    if skip:
+    if config.throughput.others == "skip":
         reference = space.reference().key
         if reference not in {layout.key for layout in layouts}:
             raise StudyError(
                 f"throughput.file: the table lacks the layout that ratios are to, {reference}, or has no column layout"
             )
         space.limit_to(layouts)
+        return
+    if where is None:
         return
     here = "cuda" if _on_gpu(where) else "cpu"
     devices = {timing.device for timing in recorded.values()} - {"not recorded"}
@@ -303,11 +314,19 @@ def dry_run(
     if where.workers is not None and where.workers < 1:
         raise PoolError(f"workers: {where.workers} is not allowed; 1 or more")
     devices = where.workers or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    table = config.throughput.file  # says what the space holds; its throughputs are made up like everything
+    recorded = read_timings(Path(table).expanduser()) if table else None
+    limits = ("hours", "device_hours")
+    if told := [f"search.{name}" for name in limits if getattr(config.search, name) is not None]:
+        view.notice(f"{' and '.join(told)} left out: the seconds of a dry run are made up.")
+        config = config.model_copy(update={"search": config.search.model_copy(update=dict.fromkeys(limits))})
     classes, channels, notice = data_shape(config)
     if notice:
         view.notice(notice)
     space = SearchSpace(config, num_classes=classes, in_chans=channels)
     space.check()
+    if recorded:
+        _check_table(recorded, config, space, None)
     cost = space.cost(space.reference())
     synthetic = Synthetic(
         classes=classes,

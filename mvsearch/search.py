@@ -63,6 +63,7 @@ MAX_REFUSALS = 50
 POLL_S = 0.25
 # Share of a trial that an ask may take before the next trial is asked for while the workers are busy.
 SLOW_ASK = 0.005
+USED_UP = "the space holds no further layout within the budgets: every one was tried"
 
 NSGA2_POPULATION = 12
 
@@ -310,11 +311,7 @@ class Search:
             utilisation=utilisation,
             seconds=span,
             stopped=self._stopping
-            or (
-                f"search.trials = {self.config.search.trials} are done"
-                if self._told >= self.wanted
-                else "the space holds no further layout within the budgets: every one was tried"
-            ),
+            or (f"search.trials = {self.config.search.trials} are done" if self._told >= self.wanted else USED_UP),
             device_hours=(self._effort.device_seconds - self._worked_before) / 3600,
             estimate=self._estimate,
             waiting=waiting,
@@ -361,7 +358,7 @@ class Search:
             waiting=waiting,
             device_hours=self._effort.device_seconds / 3600,
             estimated=(self._estimate.seconds, self._estimate.device_hours) if self._estimate else None,
-            stopping=self._stopping,
+            stopping=self._stopping or (USED_UP if self.exhausted and not self._active else None),
         )
 
     def _counts(self) -> tuple[int, int, int]:

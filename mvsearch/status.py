@@ -115,8 +115,8 @@ def _read(path: Path, front: list[TrialRecord]) -> Status:
         state = LaunchState(**told | {"front": front})
     except FileNotFoundError:
         raise
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise StudyError(f"{path}: cannot be read ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise StudyError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     alive = age < SILENT_S or (host == platform.node() and _lives(pid))
     return Status(state, alive and not ended, age, host, pid)
 

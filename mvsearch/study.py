@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ class StudyFolder:
     def name(self) -> str:
         """Name of the study."""
         return self.path.name
+
+    @property
+    def argument(self) -> str:
+        """What names the study in a command, quoted for a shell: its name, or its folder where that is elsewhere."""
+        return self.name if self.path == Path("studies") / self.name else shlex.quote(str(self.path))
+
+    @property
+    def launch_command(self) -> str:
+        """The command that goes on with the search, quoted for a shell."""
+        among = "" if self.path.parent == Path("studies") else f" --studies {shlex.quote(str(self.path.parent))}"
+        return f"mvsearch launch {shlex.quote(str(self.config))}{among}"
 
     @property
     def config(self) -> Path:
@@ -153,8 +165,9 @@ class StudyFolder:
         """
         launches = []
         if self.environment.exists():
-            before = json.loads(self.environment.read_text())
-            launches = before.get("launches", [])
+            before = _read_json(self.environment)
+            _expect(self.environment, before, "launches", "device", "scan", "data.fingerprint")
+            launches = before["launches"]
             if before["data"]["fingerprint"] != environment["data"]["fingerprint"]:
                 raise StudyError(
                     f"{self.path}: the data has changed since the study was started (fingerprint "
@@ -181,7 +194,8 @@ def find_study(name_or_path: str, studies: Path = Path("studies")) -> StudyFolde
         if (path / "study.yaml").is_file():
             return StudyFolder(path)
     near = difflib.get_close_matches(name_or_path, [folder.name for folder in list_studies(studies)], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else " `mvsearch list` shows what there is."
+    among = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
+    hint = f" Did you mean {near[0]!r}?" if near else f" `mvsearch list{among}` shows what there is."
     raise StudyError(f"study: there is no study {name_or_path!r} in {studies}/.{hint}")
 
 
@@ -213,11 +227,10 @@ def load_study(folder: StudyFolder) -> StudyData:
     """
     config = _read_yaml(folder.config)
     if not folder.environment.exists() or not folder.ledger.exists():
-        raise StudyError(f"{folder.path}: nothing has been measured yet; run `mvsearch launch {folder.config}`")
-    try:
-        environment = json.loads(folder.environment.read_text())
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{folder.environment}: not JSON ({error})") from None
+        raise StudyError(f"{folder.path}: nothing has been measured yet; run `{folder.launch_command}`")
+    _expect(folder.config, config, "proxy.epochs", "proxy.seeds", "search.trials", "objectives.quality")
+    environment = _read_json(folder.environment)
+    _expect(folder.environment, environment, "data.classes", "reference", "launches")
     evaluations = read_evaluations(folder.ledger)
     records = trial_records(evaluations, epochs=config["proxy"]["epochs"], seeds=config["proxy"]["seeds"])
     classes = environment["data"]["classes"]
@@ -262,9 +275,46 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        return _parse_yaml(path.read_text())
-    except (yaml.YAMLError, OSError) as error:
+        data = _parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise StudyError(f"{path}: cannot be read ({error})") from None
+    return _mapping(path, data)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise StudyError(f"{path}: cannot be read ({error})") from None
+    return _mapping(path, data)
+
+
+def _mapping(path: Path, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise StudyError(f"{path}: damaged, as it holds no mapping; {_MEND}")
+    return data
+
+
+def _expect(path: Path, data: Any, *keys: str) -> None:
+    """Refuse a file of a study that lacks what every study has.
+
+    Args:
+        path: of the file.
+        data: what it holds.
+        keys: dotted; none of their values is ever empty or 0.
+
+    Raises:
+        StudyError: naming the first that is missing.
+    """
+    for key in keys:
+        found = data
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if not found:
+            raise StudyError(f"{path}: damaged, as it lacks {key}; {_MEND}")
+
+
+_MEND = "restore it from a copy, or start a new study with --set name=…"
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

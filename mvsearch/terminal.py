@@ -21,7 +21,7 @@ from mambavision.look import ACCENT, console
 from mvsearch.front import DOMINATED, families, quality_se
 from mvsearch.record import CALIBRATE, COMPLETE, CONFIRM, FAILED, TrialRecord
 from mvsearch.report.sentences import calibration_short, calibration_words, confirmation_short, confirmation_words
-from mvsearch.report.words import DASH, duration, factor, fixed, percent, plural, scaled, with_error
+from mvsearch.report.words import DASH, duration, factor, fixed, hours, percent, plural, scaled, with_error
 from mvsearch.strip import rich_strip
 from mvsearch.trust import Calibration
 from mvsearch.view import LaunchState, View
@@ -75,7 +75,7 @@ def front_lines(
     table = Table(title=title, **_PLAIN)
     table.add_column("layout", no_wrap=True)
     for name in ("width", "state", "params", "top-1", "NLL", "img/s", "ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")  # a number cut short would be another number
     for record in records:
         stages = record.layout["stages"]
         states = [str(stage["state"]) for stage in stages if any(LETTERS[letter].scans for letter in stage["blocks"])]
@@ -180,7 +180,7 @@ class LaunchView(View):
         """A line of its own."""
         self.out.print(
             Text(
-                f"Estimate by the first trainings: {duration(seconds)} and {device_hours:.2g} device-hours in all.",
+                f"Estimate by the first trainings: {duration(seconds)} and {hours(device_hours)} device-hours in all.",
                 style="dim",
             )
         )
@@ -232,15 +232,17 @@ def panel(state: LaunchState) -> Panel:
     """Where a search stands: counts, workers, the front so far."""
     ended = state.finished + state.failed
     failed = Text(f", {state.failed} failed", style="red") if state.failed else Text("")
-    left = f", about {duration(state.remaining)} left" if state.remaining is not None else ""
+    left = f", about {duration(state.remaining)} left" if state.remaining is not None and ended < state.wanted else ""
     waiting = f", {state.waiting:,} waiting between rungs" if state.waiting else ""
     head = Text.assemble(f"{ended} of {state.wanted} layouts", failed, f"{waiting}   {duration(state.elapsed)}{left}")
     more = f"workers busy {percent(state.utilisation, 0)}"
     if state.hypervolume is not None:
         more += f"   hypervolume {factor(state.hypervolume)} the baselines'"
-    spent = f"{state.device_hours:.2g} device-hours"
+    spent = f"{hours(state.device_hours)} device-hours"
     if state.estimated is not None:
-        spent += f"   estimate for this launch: {duration(state.estimated[0])}, {state.estimated[1]:.2g} device-hours"
+        spent += (
+            f"   estimate for this launch: {duration(state.estimated[0])}, {hours(state.estimated[1])} device-hours"
+        )
     workers = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for worker, doing in state.running.items():
         workers.add_row(Text(worker, style="dim"), doing)
@@ -257,8 +259,16 @@ def panel(state: LaunchState) -> Panel:
     return Panel(Group(*parts), title="mvsearch", title_align="left", border_style=ACCENT)
 
 
-def print_outcome(out: Console, study: StudyData, files: list[str], where: str, outcome: Outcome) -> None:
-    """The end of a launch: the front, why it ended, what it took, the failures, the files, and what to type next."""
+def print_outcome(out: Console, study: StudyData, files: list[str], argument: str, outcome: Outcome) -> None:
+    """The end of a launch: the front, why it ended, what it took, the failures, the files, and what to type next.
+
+    Args:
+        out: where to print.
+        study: what was measured.
+        files: that were written, the report last.
+        argument: what names the study in a command.
+        outcome: how the launch ended.
+    """
     out.print()
     out.print(front_lines(study.front))
     if study.on_cpu:
@@ -284,7 +294,7 @@ def print_outcome(out: Console, study: StudyData, files: list[str], where: str, 
     full = f"{plural(len(study.complete), 'layout')} trained in full{elsewhere}."
     out.print(f"\n{full}{stopped} Stopped because {outcome.stopped}.")
     if outcome.utilisation is not None:
-        took = f"It took {duration(outcome.seconds)} and {outcome.device_hours:.2g} device-hours"
+        took = f"It took {duration(outcome.seconds)} and {hours(outcome.device_hours)} device-hours"
         busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time."
         out.print(f"{took}{_against(outcome)}. {busy}")
     if waiting and not outcome.exhausted:
@@ -292,7 +302,7 @@ def print_outcome(out: Console, study: StudyData, files: list[str], where: str, 
             "Checkpoints of those that stopped stay for a larger search.trials; else checkpoints/ may be deleted."
         )
     out.print("Written: " + ", ".join(files))
-    out.print(f"Next: open {files[-1]}, or mvsearch export {study.name}{where}")
+    out.print(f"Next: open {files[-1]}, or mvsearch export {argument}")
 
 
 def _against(outcome: Outcome) -> str:
@@ -301,7 +311,9 @@ def _against(outcome: Outcome) -> str:
     if guess is None or not outcome.seconds or not outcome.device_hours:
         return ""
     off = f"{guess.seconds / outcome.seconds - 1:+.0%} and {guess.device_hours / outcome.device_hours - 1:+.0%}"
-    return f"; the estimate was {duration(guess.seconds)} and {guess.device_hours:.2g}, off by {off.replace('-', '−')}"
+    return (
+        f"; the estimate was {duration(guess.seconds)} and {hours(guess.device_hours)}, off by {off.replace('-', '−')}"
+    )
 
 
 def print_repeat_start(out: Console, plan: Plan, workers: str, done: int) -> None:
@@ -314,8 +326,8 @@ def print_repeat_start(out: Console, plan: Plan, workers: str, done: int) -> Non
     )
 
 
-def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: list[str]) -> None:
-    """The end of `calibrate` or `confirm`: what it says, the files, and what to type next."""
+def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: list[str], argument: str) -> None:
+    """The end of `calibrate` or `confirm`: what it says, the files, and what to type next; as `print_outcome`."""
     out.print()
     if outcome.purpose == CALIBRATE and study.calibration:
         said = calibration_words(study.calibration)
@@ -333,7 +345,7 @@ def print_repeat(out: Console, study: StudyData, outcome: RepeatOutcome, files: 
         out.print(Text(f"{plural(outcome.left, 'layout')} left; the same command goes on.", style="yellow"))
     busy = f"Workers were busy {percent(outcome.utilisation, 1)} of the time. " if outcome.utilisation else ""
     out.print(f"\n{busy}Written: " + ", ".join(files))
-    out.print(f"Next: open {files[-1]}, or mvsearch {_after(study, outcome.purpose)} {study.name}")
+    out.print(f"Next: open {files[-1]}, or mvsearch {_after(study, outcome.purpose)} {argument}")
 
 
 def _after(study: StudyData, purpose: str) -> str:
@@ -348,9 +360,9 @@ def confirmed_lines(found: Confirmation) -> Table:
     table = Table(title=title, **_PLAIN)
     table.add_column("layout", no_wrap=True)
     for name in ("ratio", "searched", "validation", "test", "NLL, test"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("over the hand-made", no_wrap=True)
-    table.add_column("against the faster", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("over the hand-made", overflow="fold")
+    table.add_column("against the faster", overflow="fold")
     gains = {gain.layout: gain for gain in found.gains}
     for one in found.layouts:
         standing = {"front": "better", "undecided": "not told apart", "dominated": "worse"}
@@ -384,8 +396,9 @@ def print_dry_run(out: Console, name: str, done: DryRun) -> None:
         each = ", ".join(f"{count:,} to epoch {epoch}" for epoch, count in done.rungs.items())
         out.print(f"Layouts trained: {each}.")
     out.print(
-        f"{done.epochs:,} epochs of training, {done.device_hours:.2g} device-hours: {duration(done.outcome.seconds)} "
-        f"on {plural(done.devices, 'device')}, {percent(done.outcome.utilisation, 1)} busy."
+        f"{done.epochs:,} epochs of training, {hours(done.device_hours)} device-hours: "
+        f"{duration(done.outcome.seconds)} on {plural(done.devices, 'device')}, "
+        f"{percent(done.outcome.utilisation, 1)} busy."
     )
     out.print(f"Stopped because {done.outcome.stopped}.")
     out.print(
@@ -407,8 +420,13 @@ def print_status(out: Console, status: Status, study: str, launch: str) -> None:
         out.print(f"Running on {status.host} (process {status.pid}); last sign of life {ago}.")
         return
     done = status.state.finished + status.state.failed >= status.state.wanted
-    out.print(f"{'Ended' if done else 'Not running'}; last sign of life {ago} on {status.host}.")
-    out.print(f"Next: mvsearch report {study}" if done else f"To go on: {launch}")
+    out.print(
+        f"{'Ended' if done or status.state.stopping else 'Not running'}; last sign of life {ago} on {status.host}."
+    )
+    if done or status.state.stopping:
+        out.print(f"Next: mvsearch report {study}")
+    if not done:
+        out.print(f"To go on: {launch}")
 
 
 def repeat_line(repeat: RepeatStatus) -> str:

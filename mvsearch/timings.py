@@ -100,7 +100,7 @@ def _from_ledger(path: Path) -> dict[str, RecordedTiming]:
 def _from_csv(path: Path) -> dict[str, RecordedTiming]:
     needed = ("key", "images_per_second", "ratio")
     found = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may begin it with a mark
         reader = csv.DictReader(file)
         missing = [name for name in needed if name not in (reader.fieldnames or ())]
         if missing:
@@ -110,8 +110,8 @@ def _from_csv(path: Path) -> dict[str, RecordedTiming]:
                 continue  # a model that is no layout, or a trial that failed before it was timed
             values: dict[str, Any] = dict(_numbers(f"{path}, line {number}", row))
             for name, column in (("iqr", "ratio_iqr"), ("iqr", "iqr"), ("latency_ms", "latency_ms")):
-                if (value := row.get(column)) and value.replace(".", "", 1).isdigit():
-                    values[name] = float(value)
+                if (value := _number(row.get(column))) is not None:
+                    values[name] = value
             device = row.get("timing_device") or row.get("device") or "not recorded"
             layout = json.loads(row.get("layout") or "null")
             found[row["key"]] = RecordedTiming(values, {**_conditions(row), "source": str(path)}, device, layout)
@@ -121,9 +121,19 @@ def _from_csv(path: Path) -> dict[str, RecordedTiming]:
 def _conditions(row: dict[str, str]) -> dict[str, Any]:
     """One column of them in a trials.csv, a column each in a table of `mvsearch bench`."""
     if row.get("timing_conditions"):
-        return dict(json.loads(row["timing_conditions"]))
+        found = json.loads(row["timing_conditions"])
+        return found if isinstance(found, dict) else {}
     return {
-        name: int(value) if value.isdigit() else value
+        name: int(number) if (number := _number(value)) is not None and number.is_integer() else value
         for name in ("reference", "image_size", "batch_size", "threads", "dtype", "scan", "cuda_graph", "torch")
         if (value := row.get(name))
     }
+
+
+def _number(text: str | None) -> float | None:
+    """A finite number; None for anything else."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -21,8 +21,9 @@ def calibration_words(found: Calibration) -> list[str]:
     what = (
         f"{plural(len(found.layouts), 'layout')} trained for {plural(found.long_epochs, 'epoch')} with "
         f"{plural(found.seeds, 'seed')} each, against the proxy's {plural(found.epochs, 'epoch')}"
-        f"{f' ({listed(rest)})' if rest else ''}."
-    )
+        if found.layouts
+        else "No layout is trained long with every seed yet"
+    ) + (f" ({listed(rest)})." if rest else ".")
     if found.tau is None or found.ceiling is None or found.regret is None:
         return [what, f"Under {MIN_LAYOUTS} layouts a rank correlation says nothing, so there is no verdict."]
     regret = found.regret * (100 if found.measure == "top1" else 1)

@@ -44,6 +44,11 @@ def count(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
 
+def hours(value: float) -> str:
+    """Hours as a number of two digits or more, ``"0.063"``, ``"7.5"``, ``"150"``, ``"1,234"``."""
+    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
+
+
 def scaled(value: float | None, unit: str = "") -> str:
     """Three digits and a decimal prefix, ``"1.23 M"``, ``"48.1 MB"`` with unit ``"B"``."""
     return DASH if value is None else words.scaled(value, unit)

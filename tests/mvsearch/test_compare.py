@@ -139,3 +139,11 @@ def test_the_verb_names_an_unknown_study(tmp_path) -> None:
     done = CliRunner().invoke(app, ["compare", "a", "b", "--studies", str(tmp_path)])
     assert done.exit_code == 2
     assert "there is no study 'a'" in done.output
+
+
+@pytest.mark.parametrize("out", ["nowhere/page.html", "."])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["compare", "a", "b", "--out", out])
+    assert done.exit_code == 2
+    assert f"out: {out} is " in done.output

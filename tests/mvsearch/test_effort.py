@@ -13,6 +13,7 @@ from mvsearch.effort import planned
 from mvsearch.front import hypervolume_history
 from mvsearch.pool.replay import ReplayPool
 from mvsearch.record import COMPLETE
+from mvsearch.report import words
 from mvsearch.standing import Standing
 from mvsearch.status import read_status
 from mvsearch.study import load_study
@@ -124,7 +125,7 @@ def test_a_launch_says_why_it_ended_and_how_far_off_it_was(tmp_path):
     object.__setattr__(loaded, "environment", {**loaded.environment, "device": "cpu", "scan": "loop"})
     guess = SimpleNamespace(seconds=2 * outcome.seconds, device_hours=outcome.device_hours / 2)
     outcome = SimpleNamespace(**{**vars(outcome), "estimate": guess})
-    print_outcome(out, loaded, ["report.html"], "", outcome)
+    print_outcome(out, loaded, ["report.html"], loaded.name, outcome)
     text = out.export_text()
     assert "14 layouts trained in full. Stopped because search.trials = 14 are done." in text
     assert "off by +100% and −50%" in text
@@ -157,3 +158,13 @@ def test_a_slow_ask_is_made_while_the_workers_are_busy(tmp_path, monkeypatch, ta
     assert outcome.complete == 12
     assert any(active == 3 for idle, active in waiting if not idle) is ahead
     assert max(active for _, active in waiting) <= 3
+
+
+def test_hours_are_never_written_with_an_exponent():
+    assert [words.hours(value) for value in (0.0631, 7.46, 99.4, 150.2, 1234.5)] == [
+        "0.063",
+        "7.5",
+        "99",
+        "150",
+        "1,234",
+    ]

@@ -1,7 +1,10 @@
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from mvsearch.ledger import Ledger, StudyBusy, StudyError, driver_lock, read_evaluations, repair_tail, write_atomic
 from mvsearch.record import Evaluation, trial_records
+from mvsearch.study import StudyFolder, describe_study, list_studies, load_study
 
 
 def evaluation(key="a", **fields):
@@ -170,3 +174,36 @@ def test_a_line_of_before_there_were_purposes_is_of_the_search(tmp_path):
     ledger.path.write_text(json.dumps(old) + "\n")
     assert read_evaluations(ledger.path) == [line]
     assert line.purpose == "search"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("study.yaml", b"\xff\xfe", "cannot be read"),
+        ("study.yaml", b"", "holds no mapping"),
+        ("study.yaml", b"[1]", "holds no mapping"),
+        ("study.yaml", b"name: x\nproxy: {seeds: 1}\n", r"lacks proxy\.epochs"),
+        ("environment.json", b"\xff\xfe", "cannot be read"),
+        ("environment.json", b"{", "cannot be read"),
+        ("environment.json", b"[]", "holds no mapping"),
+        ("environment.json", b'{"data": 5}', r"lacks data\.classes"),
+        ("environment.json", b'{"data": {"classes": 10}, "reference": "a", "launches": []}', "lacks launches"),
+    ],
+)
+def test_a_damaged_file_of_a_study_is_named_and_the_list_of_studies_still_printed(tmp_path, name, content, said):
+    for one in ("good", "spoilt"):
+        shutil.copytree(Path(__file__).parents[2] / "studies" / "reference" / "fashion_mnist", tmp_path / one)
+    (tmp_path / "spoilt" / name).write_bytes(content)
+    with pytest.raises(StudyError, match=rf"spoilt/{re.escape(name)}: .*{said}"):
+        load_study(StudyFolder(tmp_path / "spoilt"))
+    lines = [describe_study(folder) for folder in list_studies(tmp_path)]
+    assert lines[0].startswith("80 of 80 layouts")
+    assert f"spoilt/{name}: " in lines[1]
+
+
+def test_a_study_is_named_in_commands_as_they_find_it():
+    assert StudyFolder(Path("studies/mine")).argument == "mine"
+    assert StudyFolder(Path("studies/mine")).launch_command == "mvsearch launch studies/mine/study.yaml"
+    elsewhere = StudyFolder(Path("my studies/mine"))
+    assert elsewhere.argument == "'my studies/mine'"
+    assert elsewhere.launch_command == "mvsearch launch 'my studies/mine/study.yaml' --studies 'my studies'"

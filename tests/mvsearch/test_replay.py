@@ -117,3 +117,20 @@ def test_a_dry_run_says_what_a_search_would_do_and_writes_nothing(tmp_path, monk
         assert refused.exit_code == 2
         assert "is not allowed" in refused.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_keeps_to_the_table_of_throughputs_and_to_no_limit_of_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ("--set", "proxy.train_images=100", "--set", "proxy.val_images=50")
+    table = ("--set", "throughput.file=here.csv", "--set", "throughput.others=skip")
+    missing = launch(*small, *table)
+    assert missing.exit_code == 2
+    assert "throughput.file: here.csv is not a file" in missing.output
+    space = search_in(tmp_path).space
+    layouts = space.baselines().values()
+    rows = [f'{one.key},100,1.0,"{one.to_json().replace(chr(34), chr(34) * 2)}"' for one in layouts]
+    (tmp_path / "here.csv").write_text("\n".join(["key,images_per_second,ratio,layout", *rows]))
+    done = launch(*small, *table, "--set", "search.hours=0.0001", "--set", "search.trials=9")
+    assert done.exit_code == 0, done.output
+    assert "search.hours left out" in done.output
+    assert "5 layouts asked for, 5 layouts trained in full" in done.output

@@ -275,6 +275,17 @@ def test_timings_that_are_no_numbers_are_refused(tmp_path, ratio):
             read_timings(tmp_path / "evaluations.jsonl")
 
 
+def test_a_table_that_went_through_a_spreadsheet_is_read(tmp_path):
+    table = tmp_path / "table.csv"
+    heads = "\ufeffkey,images_per_second,ratio,iqr,batch_size,dtype,timing_conditions"
+    table.write_text(f"{heads}\na,10,1,5e-05,64.0,float32,\nb,20,2,,²,float32,\nc,30,3,,,,[1]\n", encoding="utf-8")
+    read = read_timings(table)
+    assert read["a"].values == {"images_per_second": 10, "ratio": 1, "iqr": 5e-05}
+    assert read["a"].conditions == {"source": str(table), "batch_size": 64, "dtype": "float32"}
+    assert read["b"].conditions["batch_size"] == "²"
+    assert read["c"].conditions == {"source": str(table)}
+
+
 def test_timings_of_other_conditions_are_refused(tmp_path):
     timing = RecordedTiming({"ratio": 1.0}, {"source": "x.csv", "batch_size": 64, "reference": "a"}, "cpu")
     check_conditions({"k": timing}, {"batch_size": 64, "reference": "a", "image_size": 32})

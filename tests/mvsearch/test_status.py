@@ -20,9 +20,9 @@ from mvsearch.status import read_status
 from mvsearch.view import View
 
 
-def study_in(path, **options):
+def study_in(path, *overrides, **options):
     """A search of 14 trials, with the little that reports need to know of its environment."""
-    search = search_in(path, **options)
+    search = search_in(path, *overrides, **options)
     environment = {"data": {"classes": 10}, "reference": search.space.reference().key, "launches": [{"workers": 1}]}
     (search.folder.path / "environment.json").write_text(json.dumps(environment))
     return search
@@ -64,7 +64,7 @@ def test_a_running_search_tells_where_it_stands(tmp_path, monkeypatch):
     shown = invoke(tmp_path, "stagewise")
     assert shown.exit_code == 0
     assert "14 of 14 layouts" in shown.output
-    assert "Next: mvsearch report stagewise" in shown.output
+    assert f"Next: mvsearch report {search.folder.path}" in shown.output.replace("\n", "")
 
 
 def test_a_driver_that_died_is_told_from_one_that_is_slow(tmp_path):
@@ -91,8 +91,22 @@ def test_what_cannot_be_told(tmp_path):
     folder.status.unlink()
     with pytest.raises(StudyError, match="no driver has told anything"):
         read_status(folder)
-    folder.status.write_text("{")
-    shown = invoke(tmp_path, folder.name)
-    assert shown.exit_code == 2
-    assert "status.json: cannot be read" in shown.output
+    for damaged in ("{", '"text"', "[]", '{"updated": 0}'):
+        folder.status.write_text(damaged)
+        shown = invoke(tmp_path, folder.name)
+        assert shown.exit_code == 2
+        assert "status.json: cannot be read" in shown.output
     assert invoke(tmp_path, "nothing").exit_code == 2
+
+
+def test_a_search_that_used_up_its_space_has_ended_and_says_why(tmp_path):
+    small = ["layout.width=16", "layout.stages.1.depth=2", "layout.stages.1.flips=0", "layout.stages.1.state=8"]
+    small += ["layout.stages.1.attention={min: 0, max: 2}", "layout.stages.2.depth=1", "layout.stages.2.state=8"]
+    small += ["layout.stages.2.attention={min: 0, max: 1}", "search.trials=100"]
+    search = study_in(tmp_path, *small)
+    outcome = search.run()
+    assert outcome.exhausted
+    shown = invoke(tmp_path, "stagewise").output
+    assert f"nothing more is begun: {outcome.stopped}" in shown
+    assert "Ended; last sign of life" in shown
+    assert "To go on: mvsearch launch" in shown

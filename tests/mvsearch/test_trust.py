@@ -11,6 +11,7 @@ import pytest
 import study_factory
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.stats import kendalltau
 
 from mvsearch.front import (
@@ -26,7 +27,7 @@ from mvsearch.front import (
 from mvsearch.record import FAIL, TRAIN, Evaluation
 from mvsearch.repeat import RepeatOutcome
 from mvsearch.report.sentences import calibration_words, confirmation_words
-from mvsearch.terminal import print_front, print_repeat
+from mvsearch.terminal import confirmed_lines, print_front, print_repeat
 from mvsearch.trust import (
     calibration,
     choose_layouts,
@@ -303,8 +304,6 @@ def test_layouts_of_equal_cost_are_one_family():
 
 
 def printed(show, *arguments):
-    from rich.console import Console
-
     out = Console(width=200, record=True, file=io.StringIO())
     show(out, *arguments)
     return out.export_text()
@@ -329,7 +328,10 @@ def test_what_is_said_is_what_was_found():
     assert said[0].startswith("16 layouts trained for 24 epochs with 2 seeds each, against the proxy's 6 epochs.")
     assert "−1.00 (95 % interval −1.00 to −1.00)" in said[1]
     assert said[-1].startswith("Verdict red")
-    assert len(calibration_words(calibrated(11, lambda record: record.nll).calibration)) == 2
+    short = calibrated(11, lambda record: record.nll).calibration
+    assert len(calibration_words(short)) == 2
+    begun = dataclasses.replace(short, layouts=(), unfinished=1, long_epochs=0, seeds=0)
+    assert calibration_words(begun)[0] == "No layout is trained long with every seed yet (1 layout not finished)."
     found = confirmed(shift=0.05).confirmation
     volume = found.hypervolume
     said = " ".join(confirmation_words(found))
@@ -342,14 +344,27 @@ def test_what_is_said_is_what_was_found():
 
 def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
     study = calibrated(16, lambda record: record.nll)
-    text = printed(print_repeat, study, RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0), ["front.csv", "report.html"])
+    text = printed(
+        print_repeat, study, RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0), ["front.csv", "report.html"], "studies/x"
+    )
     assert "Verdict green" in text
     assert "4 layouts left; the same command goes on" in text
-    assert "Next: open report.html, or mvsearch confirm synthetic" in text
+    assert "Next: open report.html, or mvsearch confirm studies/x" in text
     study = confirmed()
-    text = printed(print_repeat, study, RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0), ["front.csv", "report.html"])
+    text = printed(
+        print_repeat, study, RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0), ["front.csv", "report.html"], "synthetic"
+    )
     one = study.confirmation.layouts[0]
     assert f"{100 * one.test.top1:.1f} ± {100 * one.test.top1_sd:.1f} %" in text
     assert "or mvsearch calibrate synthetic" in text
     gain = study.confirmation.gains[0]
     assert f"{100 * gain.top1:+.1f} ± {100 * gain.top1_se:.1f} ({gain.baseline})".replace("-", "−") in text
+
+
+def test_no_number_of_a_confirmation_is_cut_short_at_the_width_of_a_log():
+    found = confirmed().confirmation
+    out = Console(file=io.StringIO(), width=110)
+    out.print(confirmed_lines(found))
+    text = out.file.getvalue()
+    assert "…" not in text
+    assert all(f"{100 * one.record.top1:.1f}" in text for one in found.layouts)
