@@ -181,7 +181,8 @@ def choose_layouts(
 def calibration(study: StudyData) -> Calibration | None:
     """What the calibration of a study says; None if there was none.
 
-    Where trainings of several lengths are in the ledger, the longest with most layouts counts.
+    Where trainings of several lengths are in the ledger, the longest with most layouts counts; where layouts have
+    unequal numbers of seeds, as many as enough layouts for a verdict have.
     """
     lines = [line for line in study.evaluations if line.purpose == CALIBRATE]
     if not lines:
@@ -195,7 +196,10 @@ def calibration(study: StudyData) -> Calibration | None:
         key=lambda length: (sum(bool(of.get(length)) for of in trained.values()), length),
         default=0,
     )
-    seeds = max((len(of.get(long_epochs, {})) for of in trained.values()), default=0)
+    counts = sorted((len(of.get(long_epochs, {})) for key, of in trained.items() if key not in failed), reverse=True)
+    seeds = (
+        counts[MIN_LAYOUTS - 1] if len(counts) >= MIN_LAYOUTS and counts[MIN_LAYOUTS - 1] else max(counts, default=0)
+    )
     records = {record.key: record for record in complete_records(study.records, measure)}
     found = []
     for key, of in trained.items():
@@ -205,7 +209,7 @@ def calibration(study: StudyData) -> Calibration | None:
             continue
         proxy = record.quality(measure)
         assert proxy is not None
-        qualities = tuple(_quality(longs[seed], measure) for seed in sorted(longs))
+        qualities = tuple(_quality(longs[seed], measure) for seed in sorted(longs)[:seeds])
         repeated = [_quality(again[seed], measure) for seed in sorted(again)][: max(1, len(record.seeds))]
         found.append(
             CalibratedLayout(

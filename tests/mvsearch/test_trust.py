@@ -139,6 +139,18 @@ def test_layouts_that_failed_or_lack_a_seed_do_not_count():
     assert (len(found.layouts), found.unfinished, found.failed) == (14, 1, 1)
 
 
+def test_a_third_seed_of_one_layout_does_not_take_the_verdict_away():
+    study = calibrated(16, lambda record: -record.nll)
+    record = choose_layouts(study.records, "nll", 16)[3]
+    lines = [trained(record, "calibrate", 502, epochs, record.nll) for epochs in (EPOCHS, 4 * EPOCHS)]
+    before, found = (
+        calibration(study),
+        calibration(dataclasses.replace(study, evaluations=(*study.evaluations, *lines))),
+    )
+    assert before.verdict == found.verdict == "red"
+    assert (len(found.layouts), found.seeds) == (16, 2)
+
+
 @given(count=st.integers(1, 40), trials=st.integers(6, 40), seed=st.integers(0, 5), begun=st.integers(0, 3))
 def test_the_layouts_to_calibrate_on_hold_the_hand_made_and_the_begun(count, trials, seed, begun):
     records = study_factory.records(trials=trials, failures=1, seed=seed)
