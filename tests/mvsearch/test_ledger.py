@@ -197,7 +197,7 @@ def test_a_damaged_file_of_a_study_is_named_and_the_list_of_studies_still_printe
     with pytest.raises(StudyError, match=rf"spoilt/{re.escape(name)}: .*{said}"):
         load_study(StudyFolder(tmp_path / "spoilt"))
     lines = [describe_study(folder) for folder in list_studies(tmp_path)]
-    assert lines[0].startswith("80 of 80 layouts")
+    assert lines[0].startswith("40 of 40 layouts")
     assert f"spoilt/{name}: " in lines[1]
 
 
