@@ -20,11 +20,9 @@ objectives over their range in the table, which a user would not know: their dis
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import heapq
 import itertools
-import json
 import logging
 import random
 import time
@@ -50,6 +48,7 @@ from samplers import (
     _p_value,
     _Progress,
     _share_after,
+    append_result,
     read_results,
     results_path,
 )
@@ -374,14 +373,7 @@ def run(name: str, peers: Sequence[str], seeds: range) -> None:
             if ((done.sampler == peer) & (done.seed == seed)).any():
                 continue
             found = replay_peer(table, peer, seed, MARKS[-1] * whole(table))
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(["sampler", "seed", "shares", "seconds", "asking"])
-                writer.writerow(
-                    [peer, seed, json.dumps(found["shares"]), json.dumps(found["seconds"]), found["asking"]]
-                )
+            append_result(path, peer, seed, found)
             print(f"{peer}, seed {seed}: {found['shares'][-1]:.3f} of the optimum", flush=True)
 
 

@@ -303,6 +303,16 @@ def read_results(path: Path) -> pd.DataFrame:
     return found.drop_duplicates(["sampler", "seed"])
 
 
+def append_result(path: Path, sampler: str, seed: int, found: dict[str, Any]) -> None:
+    """Add the line of one run, and the heads where it is the first."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["sampler", "seed", "shares", "seconds", "asking"])
+        writer.writerow([sampler, seed, json.dumps(found["shares"]), json.dumps(found["seconds"]), found["asking"]])
+
+
 def run(name: str, samplers: Sequence[str], seeds: range, trials: int | None, rungs: bool) -> None:
     """Run what is missing; one line a run, appended at once."""
     path = results_path(name, rungs)
@@ -321,14 +331,7 @@ def run(name: str, samplers: Sequence[str], seeds: range, trials: int | None, ru
             else:
                 count = trials or (TRIALS if table is None else math.ceil(0.4 * len(table.layouts)))
                 found = replay(landscape, CONTENDERS[sampler], seed, count)
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(["sampler", "seed", "shares", "seconds", "asking"])
-                writer.writerow(
-                    [sampler, seed, json.dumps(found["shares"]), json.dumps(found["seconds"]), found["asking"]]
-                )
+            append_result(path, sampler, seed, found)
             print(f"{sampler}, seed {seed}: {found['shares'][-1]:.3f} of the optimum", flush=True)
 
 
