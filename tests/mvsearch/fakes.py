@@ -126,3 +126,17 @@ class FakeWorker:
             return False
         mark.touch()
         return True
+
+
+FEW_LAYOUTS = (
+    "layout.width=16",
+    "layout.stages.1.depth=2",
+    "layout.stages.1.flips=0",
+    "layout.stages.1.state=8",
+    "layout.stages.1.attention={min: 0, max: 2}",
+    "layout.stages.2.depth=1",
+    "layout.stages.2.state=8",
+    "layout.stages.2.attention={min: 0, max: 1}",
+    "search.trials=100",
+)
+"""Settings of `stagewise` that leave fewer layouts than trials."""

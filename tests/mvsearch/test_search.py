@@ -13,7 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fakes import MakeFakeWorker, noise, true_ratio
+from fakes import FEW_LAYOUTS, MakeFakeWorker, noise, true_ratio
 
 from mvsearch.config import load_config
 from mvsearch.evaluate.job import Lost, Notice
@@ -111,10 +111,7 @@ def test_budgets_and_duplicates_are_refused_before_a_worker_sees_them(tmp_path):
 
 
 def test_a_space_that_is_used_up_ends_well(tmp_path):
-    small = ["layout.width=16", "layout.stages.1.depth=2", "layout.stages.1.flips=0", "layout.stages.1.state=8"]
-    small += ["layout.stages.1.attention={min: 0, max: 2}", "layout.stages.2.depth=1", "layout.stages.2.state=8"]
-    small += ["layout.stages.2.attention={min: 0, max: 1}", "search.trials=100"]
-    search = search_in(tmp_path, *small)
+    search = search_in(tmp_path, *FEW_LAYOUTS)
     outcome = search.run()
     assert outcome.exhausted
     assert outcome.complete == search.space.count() == 8

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from fakes import MakeFakeWorker
+from fakes import FEW_LAYOUTS, MakeFakeWorker
 from test_search import search_in
 from typer.testing import CliRunner
 
@@ -100,10 +100,7 @@ def test_what_cannot_be_told(tmp_path):
 
 
 def test_a_search_that_used_up_its_space_has_ended_and_says_why(tmp_path):
-    small = ["layout.width=16", "layout.stages.1.depth=2", "layout.stages.1.flips=0", "layout.stages.1.state=8"]
-    small += ["layout.stages.1.attention={min: 0, max: 2}", "layout.stages.2.depth=1", "layout.stages.2.state=8"]
-    small += ["layout.stages.2.attention={min: 0, max: 1}", "search.trials=100"]
-    search = study_in(tmp_path, *small)
+    search = study_in(tmp_path, *FEW_LAYOUTS)
     outcome = search.run()
     assert outcome.exhausted
     shown = invoke(tmp_path, "stagewise").output
