@@ -2,7 +2,9 @@
 
 Our own model and worker, every rung and every seed recorded. What is measured goes into a ledger beside the table
 (`<name>.jsonl`) and is never measured again, so the script can be stopped and started at any moment; the table is
-written when all is there. Trainings and timings may be done at different times: timings want a quiet machine.
+written when all is there. Trainings and timings may be done at different times: timings want a quiet machine. Each
+layout is timed several times, in passes over the whole table, and the table holds the median: one timing in some
+hundred is off by as much as a layout is worth, and would stand on the front for it.
 
     python benchmarks/tabular/train.py benchmarks/tabular/fashion_mnist.yaml --workers 2
     python benchmarks/tabular/train.py benchmarks/tabular/fashion_mnist.yaml --only time --workers 1
@@ -17,6 +19,7 @@ import json
 import multiprocessing
 import os
 import random
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +50,12 @@ class Task:
     layout: HybridLayout
     number: int
     cost: dict[str, int]
-    seed: int | None = None
+    seed: int
     epochs: tuple[int, ...] = ()
+
+
+TIMINGS = 3
+"""Passes of timings over the table; the number of a pass stands in the ledger as its seed."""
 
 
 def missing(
@@ -60,15 +67,16 @@ def missing(
         cost = space.cost(layout)
         costs = {name: getattr(cost, name) for name in ("params", "macs", "macs_attention", "macs_scan", "memory")}
         lines = ledger.of(key)
-        if only != TRAIN and not any(line.what == TIME for line in lines):
-            tasks.append(Task(TIME, layout, number, costs))
+        for repeat in range(TIMINGS) if only != TRAIN else ():
+            if not any(line.what == TIME and line.seed == repeat for line in lines):
+                tasks.append(Task(TIME, layout, number, costs, repeat))
         for seed in range(config.proxy.seeds) if only != TIME else ():
             done = {line.to_epoch for line in lines if line.what == TRAIN and line.seed == seed}
             if not done.issuperset(config.rung_epochs):
                 tasks.append(Task(TRAIN, layout, number, costs, seed, config.rung_epochs))
     # Shuffled alike each time, so that what was measured when is not a property of the layout.
     random.Random(0).shuffle(tasks)
-    return sorted(tasks, key=lambda task: task.seed or 0)
+    return sorted(tasks, key=lambda task: task.seed)
 
 
 _worker: TrainingWorker
@@ -123,12 +131,15 @@ def work(tasks: list[Task], config: StudyConfig, space: SearchSpace, ledger: Led
 
 def table(evaluations: list[Evaluation], layouts: dict[str, HybridLayout]) -> pd.DataFrame:
     """One row a layout, seed and rung; the processor seconds of a rung count from the start of the training."""
-    timings = {line.key: line for line in evaluations if line.what == TIME}
+    timings: dict[str, list[dict[str, float]]] = {}
+    for line in evaluations:
+        if line.what == TIME:
+            timings.setdefault(line.key, []).append(line.values)
     rows = []
     for line in evaluations:
         if line.what != TRAIN or line.key not in layouts:
             continue
-        timing = timings[line.key]
+        speeds, ratios = ([timing[name] for timing in timings[line.key]] for name in ("images_per_second", "ratio"))
         before = [
             other.values["cpu_seconds"]
             for other in evaluations
@@ -142,9 +153,9 @@ def table(evaluations: list[Evaluation], layouts: dict[str, HybridLayout]) -> pd
                 "width": layout.stages[0].dim,
                 "params": line.cost["params"],
                 "macs": line.cost["macs"],
-                "images_per_second": round(timing.values["images_per_second"], 2),
-                "ratio": round(timing.values["ratio"], 5),
-                "ratio_iqr": round(timing.values["iqr"], 5),
+                "images_per_second": round(statistics.median(speeds), 2),
+                "ratio": round(statistics.median(ratios), 5),
+                "ratio_sd": round(statistics.stdev(ratios), 5),
                 "seed": line.seed,
                 "epoch": line.to_epoch,
                 "nll": round(line.values["nll"], 5),
@@ -199,7 +210,7 @@ def main() -> None:
         "classes": len(data.classes),
         "cpu_minutes": round(sum(line.values["cpu_seconds"] for line in trained) / 60, 1),
         "training": training.conditions,
-        "timing": timing.conditions,
+        "timing": {**timing.conditions, "timings": TIMINGS},
         "processor": processor(),
         "torch": importlib.metadata.version("torch"),
         "date": time.strftime("%Y-%m-%d"),

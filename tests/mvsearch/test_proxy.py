@@ -172,6 +172,19 @@ def test_a_machine_that_slows_down_leaves_the_ratio_and_is_measured_again(monkey
     assert found["ratio"] == pytest.approx(1, rel=0.02)
 
 
+def test_a_layout_that_is_disturbed_beside_a_steady_reference_is_measured_again(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def disturbed():  # by turns, within the first seven seconds
+        return 0.08 if clock.now < 7 and int(clock.now / 1.1) % 2 else 0.04
+
+    images = torch.rand(32, 1, 16, 16)
+    found, _ = throughput.measure(clock.model(disturbed), clock.model(0.01), images, window_s=0.5, windows=5)
+    assert found["repeats"] == 1
+    assert found["iqr"] < throughput.MAX_IQR
+    assert found["ratio"] == pytest.approx(1 / 4, rel=0.01)
+
+
 def test_the_worker_turns_jobs_into_ledger_lines_and_faults_into_reasons():
     worker = MakeWorker(settings(epochs=2), TimingConfig(batch_size=8, window_s=0.01, windows=2), LAYOUT)(
         "w", "cpu", 1, stripes()
