@@ -85,6 +85,19 @@ def test_the_same_seed_gives_the_same_values_and_another_seed_others():
     assert first.values["nll"] != other.values["nll"]
 
 
+def test_layouts_start_from_the_same_weights_wherever_they_are_alike():
+    config = settings(learning_rate=1e-9, epochs=1)
+    other = HybridLayout(
+        stages=(StageLayout(blocks="C", dim=8), StageLayout(blocks="AA", dim=16, heads=2)), stem_stride=2, in_dim=8
+    )
+    first, second = (load(trained(layout, config=config)[1].weights) for layout in (LAYOUT, other))
+    model = MambaVision(LAYOUT, num_classes=2, in_chans=1)
+    alike = [name for name, _ in model.named_parameters() if not name.startswith("levels.1.blocks.0.")]
+    assert len(alike) > 10
+    for name in alike:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6, msg=name)
+
+
 def test_a_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped():
     config = settings(drop_path=0.2)
     whole = trained(config=config)[1]
