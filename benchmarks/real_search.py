@@ -146,12 +146,15 @@ def main() -> None:
 
 
 def draw(curves: dict[str, np.ndarray], seconds: np.ndarray, path: Path, seeds: int) -> None:
-    """Mean and 95 % t interval over seeds, by training seconds."""
+    """Mean and 95 % t interval over seeds, by training seconds, from where every search has trained a layout."""
     import plotly.graph_objects as go
     from scipy.special import stdtrit
 
     figure = go.Figure()
+    begun = np.concatenate(list(curves.values())).min(axis=0) > 0
+    seconds = seconds[begun]
     for (sampler, values), colour in zip(curves.items(), ("#8A8F98", "#0072B2"), strict=True):
+        values = values[:, begun]
         mean = values.mean(0)
         half = stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / math.sqrt(len(values))
         band = np.concatenate([mean + half, (mean - half)[::-1]])

@@ -270,7 +270,7 @@ class Search:
             OSError: if the ledger or the weights cannot be written.
         """
         self._began = self.pool.now()
-        self._estimate = self._effort.left()  # of a study that goes on
+        self._estimate = self._remaining()  # of a study that goes on
         try:
             with stop_signals(at_once=self.pool.in_process) as stop:
                 while True:
@@ -334,6 +334,19 @@ class Search:
                     )
         return self._stopping
 
+    def _remaining(self) -> Estimate | None:
+        """What is left of this launch: until all is trained, or a limit of `search` on time ends it before."""
+        left = self._effort.left()
+        if left is None or not left.device_hours:
+            return left
+        search, share = self.config.search, 1.0
+        if search.hours is not None:
+            share = min(share, (search.hours * 3600 - (self.pool.now() - self._began)) / left.seconds)
+        if search.device_hours is not None:
+            share = min(share, (search.device_hours - self._effort.device_seconds / 3600) / left.device_hours)
+        share = max(0.0, share)
+        return Estimate(left.seconds * share, left.device_hours * share)
+
     def records(self) -> list[TrialRecord]:
         """All layouts measured so far, in the order of their trials."""
         return sorted(self._records.values(), key=lambda record: record.number)
@@ -344,7 +357,7 @@ class Search:
         now = self.pool.now()
         elapsed = now - self._first_job if self._first_job is not None else 0.0
         busy = self._busy_seconds + sum(now - since for since in self._busy_since.values())
-        left = self._effort.left()
+        left = self._remaining()
         return LaunchState(
             finished=complete,
             failed=failed,
@@ -679,7 +692,7 @@ class Search:
         self.ledger.append(evaluation)
         self._refresh(evaluation.key)
         self._effort.add(evaluation)
-        if self._estimate is None and (left := self._effort.left()):
+        if self._estimate is None and (left := self._remaining()):
             self._make_estimate(left)
 
     def _make_estimate(self, left: Estimate) -> None:

@@ -117,6 +117,17 @@ def test_an_estimate_is_made_once_early_and_compared_with_what_it_took(tmp_path)
     assert search.state().remaining == 0
 
 
+@pytest.mark.parametrize("rule", ["search.hours=0.5", "search.device_hours=0.5"])
+def test_an_estimate_knows_the_rules_that_end_the_search(tmp_path, rule):
+    view = Heard()
+    search = replayed(tmp_path, *FULL, "search.trials=400", rule, view=view)
+    outcome = search.run()
+    assert outcome.stopped.startswith(rule.partition("=")[0])
+    ((seconds, device_hours),) = view.estimates
+    assert seconds == pytest.approx(outcome.seconds, rel=0.3)
+    assert device_hours == pytest.approx(outcome.device_hours, rel=0.3)
+
+
 def test_a_launch_says_why_it_ended_and_how_far_off_it_was(tmp_path):
     search = study_in(tmp_path)
     outcome = search.run()
