@@ -191,9 +191,10 @@ def _alternate(model: Pass, reference: Pass, images: Tensor, window_s: float, wi
                 "reference_windows": around,
                 "drift": drift,
             }
+        best["repeats"] = repeat
         if unsteady <= 1:
             break
-    return best | {"repeats": repeat}
+    return best
 
 
 def _synchronise(device: torch.device) -> None:
