@@ -55,10 +55,21 @@ def record_line(record: TrialRecord, state: LaunchState) -> Text:
     if record.state != COMPLETE:
         reached = statistics.fmean(record.rungs[-1].nlls)
         after = f"  waits after {plural(record.epochs, 'epoch')}, NLL {reached:.3f}  {factor(record.ratio)}"
-        return Text.assemble(head, rich_strip(record.layout), f"  width {record.layout['stages'][0]['dim']}", after)
+        return Text.assemble(head, rich_strip(record.layout), _size(record), after)
     name = f"  ({record.baseline})" if record.baseline else ""
-    numbers = f"  top-1 {percent(record.top1)}  NLL {record.nll:.3f}  {factor(record.ratio)}  "
-    return Text.assemble(head, rich_strip(record.layout), f"  width {record.layout['stages'][0]['dim']}", numbers, name)
+    numbers = f"  top-1 {percent(record.top1)}  NLL {record.nll:.3f}  {factor(record.ratio)}"
+    return Text.assemble(head, rich_strip(record.layout), _size(record), numbers, name)
+
+
+def _size(record: TrialRecord) -> str:
+    states = _states(record)
+    return f"  width {record.layout['stages'][0]['dim']}" + (f"  state {states}" if states else "")
+
+
+def _states(record: TrialRecord) -> str:
+    """The state size of each stage that scans, such as ``8/16``."""
+    stages = record.layout["stages"]
+    return "/".join(str(stage["state"]) for stage in stages if any(LETTERS[letter].scans for letter in stage["blocks"]))
 
 
 def front_lines(
@@ -77,12 +88,10 @@ def front_lines(
     for name in ("width", "state", "params", "top-1", "NLL", "img/s", "ratio"):
         table.add_column(name, justify="right", overflow="fold")  # a number cut short would be another number
     for record in records:
-        stages = record.layout["stages"]
-        states = [str(stage["state"]) for stage in stages if any(LETTERS[letter].scans for letter in stage["blocks"])]
         table.add_row(
             Text.assemble(rich_strip(record.layout), (f" {record.baseline}" if record.baseline else "", "italic")),
-            str(stages[0]["dim"]),
-            "/".join(states) or "–",
+            str(record.layout["stages"][0]["dim"]),
+            _states(record) or "–",
             scaled(record.params),
             with_error(record.top1, _error(errors, record, "top1")),
             f"{record.nll:.3f}" + (f" ± {se:.3f}" if (se := _error(errors, record, "nll")) is not None else ""),
@@ -195,7 +204,7 @@ class LaunchView(View):
         """A plain line, or the panel anew; a failure is always worth a line."""
         if self._live is None or reason:
             head = f"{state.finished + state.failed} of {state.wanted}  "
-            numbers = f"  width {record.layout['stages'][0]['dim']}  NLL {record.nll:.3f} → {nll:.3f}"
+            numbers = f"{_size(record)}  NLL {record.nll:.3f} → {nll:.3f}"
             name = f"  ({record.baseline})" if record.baseline else ""
             self.out.print(
                 Text.assemble(head, (f"Trial {record.number} failed: {reason}", "red"))

@@ -48,6 +48,16 @@ def test_letters_are_coloured_on_a_terminal_only():
     assert "48;2;0;114;178" in shown(table, 160, "truecolor"), "M is #0072B2"
 
 
+def test_the_line_of_a_trial_tells_layouts_apart_that_differ_in_state_only():
+    data = study()
+    record = next(r for r in data.complete if terminal._states(r))
+    stages = [stage | {"state": 2 * stage["state"]} for stage in record.layout["stages"]]
+    other = dataclasses.replace(record, layout=record.layout | {"stages": stages})
+    lines = [terminal.record_line(r, state_of(data)).plain for r in (record, other)]
+    assert f"  state {terminal._states(record)}  top-1" in lines[0]
+    assert lines[0] != lines[1]
+
+
 def test_a_plain_view_prints_one_line_a_trial_and_failures_with_their_reason():
     data = study()
     out = Console(file=io.StringIO(), width=200)
