@@ -8,7 +8,7 @@ PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: search test test-all check format clean
 
-search: $(INSTALLED)  ## search the shipped space: about five minutes on two CPU cores
+search: $(INSTALLED)  ## search the shipped space: three to five minutes on two CPU cores
 	$(BIN)/mvsearch launch search_spaces/stagewise.yaml
 
 test: $(INSTALLED)  ## the fast tests
