@@ -56,6 +56,7 @@ class _Slot:
         node: where it runs; "" until it has a place.
         built: whether it can take jobs.
         job: what it does.
+        began: Unix time at which it was given the job.
         over_at: when the job is taken to hang.
         failures: how often in a row it could not be built.
     """
@@ -68,6 +69,7 @@ class _Slot:
     node: str = ""
     built: bool = False
     job: Job | None = None
+    began: float = 0.0
     over_at: float = math.inf
     failures: int = 0
 
@@ -222,7 +224,7 @@ class RayPool:
             if not self._queue:
                 return
             if slot.built and slot.job is None:
-                slot.job = self._queue.popleft()
+                slot.job, slot.began = self._queue.popleft(), time.time()
                 slot.waits_for = slot.actor.run.options(num_returns="streaming").remote(slot.job)
                 if slot.job.limit_s is not None:
                     slot.over_at = time.monotonic() + slot.job.limit_s + HANG_GRACE_S
@@ -292,11 +294,14 @@ class RayPool:
     def _end_what_hangs(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
-            if slot.job is not None and now > slot.over_at:
-                job = slot.job
-                self._start(slot)
-                evaluation = job.evaluation(what=FAIL, reason=job.over_limit, ended=time.time(), worker=slot.name)
-                self._news.append(Done(job.id, evaluation))
+            if slot.job is None or now <= slot.over_at:
+                continue
+            # What it has said is heard first: it may be done, and nobody has listened for long.
+            if self._ray.wait([slot.waits_for], timeout=0)[0]:
+                continue
+            job, measured = slot.job, {"started": slot.began, "ended": time.time(), "worker": slot.name}
+            self._start(slot)
+            self._news.append(Done(job.id, job.evaluation(what=FAIL, reason=job.over_limit, **measured)))
 
     def _count_unplaced(self) -> None:
         """Count the actors that have waited long for a place in the cluster, and say if there are more than before."""

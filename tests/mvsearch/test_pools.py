@@ -181,6 +181,7 @@ def test_a_worker_that_dies_breaks_or_hangs_is_replaced(tmp_path, monkeypatch):
         ends = [event for event in drain(pool, 2) if isinstance(event, Done)]
         assert [event.evaluation.what for event in ends] == ["fail", "fail"]
         assert "took longer than search.job_minutes" in ends[0].evaluation.reason
+        assert all(0.4 < end.evaluation.ended - end.evaluation.started < 60 for end in ends), "device-hours are of it"
         pool.submit(job(8))
         assert isinstance(drain(pool, 1)[-1], Done)
         assert pool.idle() == pool.workers == 2
@@ -198,6 +199,20 @@ def test_a_pool_that_nobody_listened_to_for_long_still_takes_jobs(monkeypatch):
         pool.submit(job(0))
         assert isinstance(drain(pool, 1)[-1], Done)
         assert pool.idle() == pool.workers == 2
+    finally:
+        pool.close()
+
+
+def test_a_job_that_ended_in_time_has_not_hung_though_nobody_listened(monkeypatch):
+    monkeypatch.setattr(ray_pool, "HANG_GRACE_S", 0.1)
+    pool = on_ray(MakeFakeWorker(seconds=0.1))
+    try:
+        pool.submit(job(0))
+        drain(pool, 1)
+        pool.submit(job(1, limit_s=1.0))
+        time.sleep(3)
+        (end,) = [event for event in drain(pool, 1) if isinstance(event, Done)]
+        assert end.evaluation.what == "train"
     finally:
         pool.close()
 
