@@ -135,8 +135,8 @@ class RayPool:
 
     @property
     def workers(self) -> int:
-        """Number of actors, without those that have waited long for a place."""
-        return len(self._slots) - self._unplaced
+        """Number of actors, without those that have waited long for a place; at least 1, as shares of it are told."""
+        return max(1, len(self._slots) - self._unplaced)
 
     @property
     def in_process(self) -> bool:

@@ -224,6 +224,7 @@ def test_workers_that_cannot_start_are_no_fault_of_the_jobs(opened):
         pool.submit(job(0))
         with pytest.raises(PoolFailed, match=r"could not start.*the device is gone"):
             drain(pool, 1)
+        assert pool.workers == 1, "a search that ends for it still tells its utilisation"
     finally:
         pool.close()
 
