@@ -27,6 +27,8 @@ STARTS = 3
 HANG_GRACE_S = 5.0
 """Seconds over its limit after which a job is taken to hang and its worker killed; a training looks at its limit by
 itself before each step."""
+SMALLEST_SHARE = 1e-4
+"""Of a GPU; Ray counts no finer."""
 
 
 class _Actor:
@@ -420,8 +422,10 @@ def _plan(
     """
     gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 0.0)
     share = (1.0 if gpus else 0.0) if gpus_per_trial is None else gpus_per_trial
-    if share > 1 and share != int(share):
-        raise PoolError(f"gpus-per-trial: {share:g} is not allowed; a share up to 1, or a whole number")
+    if share and not (SMALLEST_SHARE <= share <= 1 or (math.isfinite(share) and share == int(share))):
+        raise PoolError(
+            f"gpus-per-trial: {share:g} is not allowed; a share from {SMALLEST_SHARE:g} to 1, or a whole number"
+        )
     if share and not gpus:
         raise PoolError(f"gpus-per-trial: {share:g} asked for, and there is no GPU here")
     if share:

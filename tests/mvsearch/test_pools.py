@@ -1,5 +1,6 @@
 """The conformance suite: all pools behave alike, and RayPool survives the death of a worker."""
 
+import math
 import os
 import time
 
@@ -274,6 +275,8 @@ def test_workers_divide_the_cores_and_pack_on_gpus():
         (None, None, {"CPU": 8.0, "GPU": 0.5}, "no free capacity, 0.5 of 0.5 GPUs"),
         (9, 0.25, {"CPU": 8.0, "GPU": 2.0}, "9 workers with 0.25 GPU each do not fit 2 free of 2 GPUs; 8 would"),
         (None, 1.5, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: 1.5 is not allowed"),
+        (None, math.inf, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: inf is not allowed"),
+        (None, 1e-9, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: 1e-09 is not allowed; a share from 0.0001 to 1"),
     ):
         with pytest.raises(PoolError, match=message):
             _plan(there, there, workers, share, local=True)
