@@ -292,7 +292,8 @@ class Search:
             self._doing.clear()
             self._status.write(self.state(), ended=True)
         complete, failed, waiting = self._counts()
-        if self.exhausted:  # what waits is too far below the hand-made layouts to go on, whatever is asked for later
+        # Ended for want of layouts: what waits is too far below the hand-made ones, whatever is asked for later.
+        if self.exhausted and self._stopping is None and self._told < self.wanted:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         if failed and not complete and not waiting:
             reason = next(record.reason for record in self.records() if record.state == FAILED)
