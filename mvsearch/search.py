@@ -792,6 +792,13 @@ class Search:
         for key, (layout, attributes) in self._to_begin_with().items():
             if (key, 0) not in alive and (key, 0) not in todo:
                 todo[key, 0] = (self.space.encode(layout), {"key": key, **attributes})
+        # Trials may be lost or, in a new storage, not there; what they measured is told from the ledger. What has
+        # reached the end of a rung goes on by promotion.
+        known = {key for key, _ in alive | todo.keys()}
+        for record in self.records():
+            if record.key not in known and (record.state in (COMPLETE, FAILED) or not record.rungs):
+                layout = HybridLayout.from_dict(record.layout)
+                todo[record.key, 0] = (self.space.encode(layout), {"key": record.key})
         return deque(todo.values())
 
     def _to_begin_with(self) -> dict[str, tuple[HybridLayout, dict[str, str]]]:

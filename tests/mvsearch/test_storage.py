@@ -137,6 +137,17 @@ def test_studies_of_one_name_in_one_database_do_not_meet(postgres, tmp_path):
     assert len(kept(postgres, mine).get_trials(states=[TrialState.COMPLETE])) == 6
 
 
+def test_in_an_empty_storage_what_the_ledger_holds_counts(tmp_path):
+    settings = ("search.trials=9", "search.sampler=known_cost")
+    first = search_in(tmp_path, *settings)
+    first.run()
+    first.folder.journal.unlink()
+    again = search_in(tmp_path, *settings)
+    assert again.run().complete == 9
+    assert len(again.ledger.evaluations) == len(first.ledger.evaluations)
+    assert sorted(told(again)) == sorted(told(first))
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_in_another_storage_and_nothing_is_measured_again(tmp_path):
     first = search_in(tmp_path, "search.trials=7", "search.sampler=random")
