@@ -775,6 +775,9 @@ class Search:
     def _recover(self) -> deque[tuple[dict[str, Any], dict[str, Any]]]:
         """What has to be asked for again, and the layouts to begin with that were not asked for yet, in their order."""
         self._release_running()
+        # Of trials that were lost the ledger keeps the numbers, by which people name layouts.
+        lines = (line for line in self.ledger.evaluations if line.purpose == SEARCH)
+        self.memory.leave_out(1 + max((line.trial for line in lines), default=-1))
         trials = self.memory.trials()
         alive = {_step(trial) for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)}
         todo: dict[tuple[str | None, int], tuple[dict[str, Any], dict[str, Any]]] = {}

@@ -151,6 +151,18 @@ def test_in_an_empty_storage_what_the_ledger_holds_counts(tmp_path):
     assert sorted(told(again)) == sorted(told(first))
 
 
+def test_in_an_empty_storage_no_two_layouts_get_one_number(tmp_path):
+    settings = ("search.sampler=tpe", "budgets.params.max=90000")
+    first = search_in(tmp_path, *settings, "search.trials=10")
+    first.run()
+    first.folder.journal.unlink()
+    again = search_in(tmp_path, *settings, "search.trials=16")
+    assert again.run().complete == 16
+    numbers = [record.number for record in again.records()]
+    assert len(set(numbers)) == 16
+    assert numbers[:10] == [record.number for record in first.records()]
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_in_another_storage_and_nothing_is_measured_again(tmp_path):
     first = search_in(tmp_path, "search.trials=7", "search.sampler=random")
