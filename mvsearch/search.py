@@ -292,7 +292,8 @@ class Search:
             self._doing.clear()
             self._status.write(self.state(), ended=True)
         complete, failed, waiting = self._counts()
-        if self.exhausted:  # what waits is too far below the hand-made layouts to go on, whatever is asked for later
+        # Ended for want of layouts: what waits is too far below the hand-made ones, whatever is asked for later.
+        if self.exhausted and self._stopping is None and self._told < self.wanted:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         if failed and not complete and not waiting:
             reason = next(record.reason for record in self.records() if record.state == FAILED)
@@ -787,6 +788,9 @@ class Search:
     def _recover(self) -> deque[tuple[dict[str, Any], dict[str, Any]]]:
         """What has to be asked for again, and the layouts to begin with that were not asked for yet, in their order."""
         self._release_running()
+        # Of trials that were lost the ledger keeps the numbers, by which people name layouts.
+        lines = (line for line in self.ledger.evaluations if line.purpose == SEARCH)
+        self.memory.leave_out(1 + max((line.trial for line in lines), default=-1))
         trials = self.memory.trials()
         alive = {_step(trial) for trial in trials if not _is_interrupted(trial) and _counts_as_asked(trial)}
         todo: dict[tuple[str | None, int], tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -804,6 +808,13 @@ class Search:
         for key, (layout, attributes) in self._to_begin_with().items():
             if (key, 0) not in alive and (key, 0) not in todo:
                 todo[key, 0] = (self.space.encode(layout), {"key": key, **attributes})
+        # Trials may be lost or, in a new storage, not there; what they measured is told from the ledger. What has
+        # reached the end of a rung goes on by promotion.
+        known = {key for key, _ in alive | todo.keys()}
+        for record in self.records():
+            if record.key not in known and (record.state in (COMPLETE, FAILED) or not record.rungs):
+                layout = HybridLayout.from_dict(record.layout)
+                todo[record.key, 0] = (self.space.encode(layout), {"key": record.key})
         return deque(todo.values())
 
     def _to_begin_with(self) -> dict[str, tuple[HybridLayout, dict[str, str]]]:

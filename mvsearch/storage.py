@@ -241,6 +241,20 @@ class Memory:
             storage.set_trial_state_values(number, TrialState.RUNNING)
             for name, distribution in trial.distributions.items():
                 storage.set_trial_param(number, name, distribution.to_internal_repr(trial.params[name]), distribution)
+            # Its key above all: without it, a trial that is killed is not asked for again.
+            for name, value in trial.user_attrs.items():
+                storage.set_trial_user_attr(number, name, value)
+            self._written[trial.number] = set(trial.user_attrs)
+
+    def leave_out(self, count: int) -> None:
+        """Begin no trial with a number below `count` that is not there yet: they are of trials that were lost."""
+        while (number := len(self.trials())) < count:
+            # As if interrupted: it counts for nothing.
+            lost = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"interrupted": True})
+            self.study.add_trial(lost)
+            if self._kept is not None:
+                with _written():
+                    self._keep(number)
 
     def set(self, number: int, **attributes: Any) -> None:
         """Set attributes of a trial; they are kept when it is told."""

@@ -151,7 +151,7 @@ class StudyFolder:
         """
         new = self.check(resolved_yaml)
         if new:
-            for path in (self.journal, self.environment, self.warm_start):
+            for path in (self.journal, self.database_name, self.environment, self.warm_start):
                 path.unlink(missing_ok=True)
         self.weights.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, resolved_yaml)

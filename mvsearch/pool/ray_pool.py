@@ -27,6 +27,8 @@ STARTS = 3
 HANG_GRACE_S = 5.0
 """Seconds over its limit after which a job is taken to hang and its worker killed; a training looks at its limit by
 itself before each step."""
+SMALLEST_SHARE = 1e-4
+"""Of a GPU; Ray counts no finer."""
 
 
 class _Actor:
@@ -56,6 +58,7 @@ class _Slot:
         node: where it runs; "" until it has a place.
         built: whether it can take jobs.
         job: what it does.
+        began: Unix time at which it was given the job.
         over_at: when the job is taken to hang.
         failures: how often in a row it could not be built.
     """
@@ -68,6 +71,7 @@ class _Slot:
     node: str = ""
     built: bool = False
     job: Job | None = None
+    began: float = 0.0
     over_at: float = math.inf
     failures: int = 0
 
@@ -133,8 +137,8 @@ class RayPool:
 
     @property
     def workers(self) -> int:
-        """Number of actors, without those that have waited long for a place."""
-        return len(self._slots) - self._unplaced
+        """Number of actors, without those that have waited long for a place; at least 1, as shares of it are told."""
+        return max(1, len(self._slots) - self._unplaced)
 
     @property
     def in_process(self) -> bool:
@@ -222,7 +226,7 @@ class RayPool:
             if not self._queue:
                 return
             if slot.built and slot.job is None:
-                slot.job = self._queue.popleft()
+                slot.job, slot.began = self._queue.popleft(), time.time()
                 slot.waits_for = slot.actor.run.options(num_returns="streaming").remote(slot.job)
                 if slot.job.limit_s is not None:
                     slot.over_at = time.monotonic() + slot.job.limit_s + HANG_GRACE_S
@@ -292,11 +296,14 @@ class RayPool:
     def _end_what_hangs(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
-            if slot.job is not None and now > slot.over_at:
-                job = slot.job
-                self._start(slot)
-                evaluation = job.evaluation(what=FAIL, reason=job.over_limit, ended=time.time(), worker=slot.name)
-                self._news.append(Done(job.id, evaluation))
+            if slot.job is None or now <= slot.over_at:
+                continue
+            # What it has said is heard first: it may be done, and nobody has listened for long.
+            if self._ray.wait([slot.waits_for], timeout=0)[0]:
+                continue
+            job, measured = slot.job, {"started": slot.began, "ended": time.time(), "worker": slot.name}
+            self._start(slot)
+            self._news.append(Done(job.id, job.evaluation(what=FAIL, reason=job.over_limit, **measured)))
 
     def _count_unplaced(self) -> None:
         """Count the actors that have waited long for a place in the cluster, and say if there are more than before."""
@@ -415,8 +422,10 @@ def _plan(
     """
     gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 0.0)
     share = (1.0 if gpus else 0.0) if gpus_per_trial is None else gpus_per_trial
-    if share > 1 and share != int(share):
-        raise PoolError(f"gpus-per-trial: {share:g} is not allowed; a share up to 1, or a whole number")
+    if share and not (SMALLEST_SHARE <= share <= 1 or (math.isfinite(share) and share == int(share))):
+        raise PoolError(
+            f"gpus-per-trial: {share:g} is not allowed; a share from {SMALLEST_SHARE:g} to 1, or a whole number"
+        )
     if share and not gpus:
         raise PoolError(f"gpus-per-trial: {share:g} asked for, and there is no GPU here")
     if share:

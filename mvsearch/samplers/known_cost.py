@@ -272,14 +272,16 @@ class KnownCostSampler(BaseSampler):
         model = self._model(measured, due)
         own = [i for i, m in enumerate(measured) if m.observation.source is None]
         means = _per_layout(model.fitted(), measured)
-        front = pareto_front(Point(measured[i].observation.key, means[i], of_measured[i]) for i in own)
+        points = [Point(m.observation.key, means[i], of_measured[i]) for i, m in enumerate(measured)]
+        front = pareto_front(points[i] for i in own)
         reference = self._reference() if callable(self._reference) else self._reference
         reference = reference or (float(means.min()), float(of_measured.min()) - 1)
 
         by_key = {m.observation.key: m.observation.layout for m in measured}
         waiting = [o for o in known.pending if o.rung is None]
         # Layouts of a space are equal where their keys are, and faster to compare.
-        candidates = self._candidates([by_key[p.key] for p in front], {o.layout for o in known.own})
+        parents = front or pareto_front(points)  # before this study has a front, another's
+        candidates = self._candidates([by_key[p.key] for p in parents], {o.layout for o in known.own})
         if not candidates:
             return []
         layouts = [o.layout for o in waiting] + candidates

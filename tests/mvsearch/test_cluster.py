@@ -134,6 +134,7 @@ def test_workers_without_a_place_are_spoken_of_and_keep_nobody_waiting(cluster, 
             said = [event.text for event in pool.events(0.5) if isinstance(event, Notice)]
             waits = any("2 of 2 workers" in text and "the search waits for them" in text for text in said)
         assert waits
+        assert pool.workers == 1, "the utilisation is a share of it"
         cluster.add_node(num_cpus=2)
         assert any(isinstance(event, Done) for event in drain(pool, 1, seconds=90))
         while pool.workers < 2 and time.monotonic() < began + 180:

@@ -1,5 +1,6 @@
 """The conformance suite: all pools behave alike, and RayPool survives the death of a worker."""
 
+import math
 import os
 import time
 
@@ -181,6 +182,7 @@ def test_a_worker_that_dies_breaks_or_hangs_is_replaced(tmp_path, monkeypatch):
         ends = [event for event in drain(pool, 2) if isinstance(event, Done)]
         assert [event.evaluation.what for event in ends] == ["fail", "fail"]
         assert "took longer than search.job_minutes" in ends[0].evaluation.reason
+        assert all(0.4 < end.evaluation.ended - end.evaluation.started < 60 for end in ends), "device-hours are of it"
         pool.submit(job(8))
         assert isinstance(drain(pool, 1)[-1], Done)
         assert pool.idle() == pool.workers == 2
@@ -202,6 +204,20 @@ def test_a_pool_that_nobody_listened_to_for_long_still_takes_jobs(monkeypatch):
         pool.close()
 
 
+def test_a_job_that_ended_in_time_has_not_hung_though_nobody_listened(monkeypatch):
+    monkeypatch.setattr(ray_pool, "HANG_GRACE_S", 0.1)
+    pool = on_ray(MakeFakeWorker(seconds=0.1))
+    try:
+        pool.submit(job(0))
+        drain(pool, 1)
+        pool.submit(job(1, limit_s=1.0))
+        time.sleep(3)
+        (end,) = [event for event in drain(pool, 1) if isinstance(event, Done)]
+        assert end.evaluation.what == "train"
+    finally:
+        pool.close()
+
+
 @pytest.mark.parametrize("opened", [inline, on_ray])
 def test_workers_that_cannot_start_are_no_fault_of_the_jobs(opened):
     pool = opened(MakeFakeWorker(faults=(("*", "no start"),)))
@@ -209,6 +225,7 @@ def test_workers_that_cannot_start_are_no_fault_of_the_jobs(opened):
         pool.submit(job(0))
         with pytest.raises(PoolFailed, match=r"could not start.*the device is gone"):
             drain(pool, 1)
+        assert pool.workers == 1, "a search that ends for it still tells its utilisation"
     finally:
         pool.close()
 
@@ -258,6 +275,8 @@ def test_workers_divide_the_cores_and_pack_on_gpus():
         (None, None, {"CPU": 8.0, "GPU": 0.5}, "no free capacity, 0.5 of 0.5 GPUs"),
         (9, 0.25, {"CPU": 8.0, "GPU": 2.0}, "9 workers with 0.25 GPU each do not fit 2 free of 2 GPUs; 8 would"),
         (None, 1.5, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: 1.5 is not allowed"),
+        (None, math.inf, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: inf is not allowed"),
+        (None, 1e-9, {"CPU": 8.0, "GPU": 2.0}, "gpus-per-trial: 1e-09 is not allowed; a share from 0.0001 to 1"),
     ):
         with pytest.raises(PoolError, match=message):
             _plan(there, there, workers, share, local=True)

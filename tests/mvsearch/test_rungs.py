@@ -158,6 +158,15 @@ def test_in_a_space_that_is_used_up_those_that_wait_go_on_and_the_search_ends(tm
         assert record.rungs[rung].quality("nll") < search.ladder.halving.floor(list(search.ladder.runs.values()), rung)
 
 
+def test_what_can_still_go_on_in_a_space_that_is_used_up_is_kept_for_more_trials(tmp_path):
+    first = search_in(tmp_path, *RUNGS, *SMALL, "search.trials=8")
+    assert first.run().waiting
+    assert first.exhausted
+    view = Notices()
+    assert search_in(tmp_path, *RUNGS, *SMALL, view=view).run().complete > 9
+    assert view.notices == [], "no checkpoint is missing"
+
+
 class Notices(View):
     def __init__(self):
         self.notices, self.waiting = [], 0

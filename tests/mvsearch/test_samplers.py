@@ -264,6 +264,20 @@ def test_another_studys_layouts_teach_and_may_be_asked_for_again():
     assert worse == len(borrowed) or quality >= best
 
 
+def test_in_a_space_too_large_to_list_another_studys_layouts_are_built_upon():
+    config = load_config("stagewise", ["layout.width=[8, 12, 16, 20, 24, 28, 32, 36]"])
+    space = SearchSpace(config, num_classes=10, in_chans=1)
+    assert space.count() > known_cost_module.ENUMERATED
+    rng = random.Random(0)
+    layouts = {layout.key: layout for layout in (space.sample(rng) for _ in range(12))}.values()
+    borrowed = [
+        Observation(layout, 0.1 * i, ((-1 - 0.1 * i,),), source="studies/other") for i, layout in enumerate(layouts)
+    ]
+    sampler = KnownCostSampler(space, seed=0, observations=lambda: borrowed)
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+    assert space.suggest(study.ask()) in space
+
+
 def test_a_measured_throughput_counts_for_a_layout_under_way():
     known = measured(20)
     waiting = known[-1]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from fakes import MakeFakeWorker
 from optuna.trial import TrialState
 from test_rungs import RUNGS
 from test_search import StopAfter, search_in, told, trials_of
@@ -21,6 +22,8 @@ from typer.testing import CliRunner
 
 from mvsearch import cli
 from mvsearch.ledger import StudyError
+from mvsearch.pool import PoolFailed
+from mvsearch.pool.inline import InlinePool
 from mvsearch.stop import Interrupted
 from mvsearch.storage import Memory, connect, open_optuna_study
 from mvsearch.study import StudyFolder
@@ -137,6 +140,29 @@ def test_studies_of_one_name_in_one_database_do_not_meet(postgres, tmp_path):
     assert len(kept(postgres, mine).get_trials(states=[TrialState.COMPLETE])) == 6
 
 
+def test_in_an_empty_storage_what_the_ledger_holds_counts(tmp_path):
+    settings = ("search.trials=9", "search.sampler=known_cost")
+    first = search_in(tmp_path, *settings)
+    first.run()
+    first.folder.journal.unlink()
+    again = search_in(tmp_path, *settings)
+    assert again.run().complete == 9
+    assert len(again.ledger.evaluations) == len(first.ledger.evaluations)
+    assert sorted(told(again)) == sorted(told(first))
+
+
+def test_in_an_empty_storage_no_two_layouts_get_one_number(tmp_path):
+    settings = ("search.sampler=tpe", "budgets.params.max=90000")
+    first = search_in(tmp_path, *settings, "search.trials=10")
+    first.run()
+    first.folder.journal.unlink()
+    again = search_in(tmp_path, *settings, "search.trials=16")
+    assert again.run().complete == 16
+    numbers = [record.number for record in again.records()]
+    assert len(set(numbers)) == 16
+    assert numbers[:10] == [record.number for record in first.records()]
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_in_another_storage_and_nothing_is_measured_again(tmp_path):
     first = search_in(tmp_path, "search.trials=7", "search.sampler=random")
@@ -161,6 +187,36 @@ def test_a_trial_enqueued_from_outside_is_the_next(tmp_path):
     assert enqueued.params == wanted
     assert enqueued.state == TrialState.COMPLETE
     assert "key" in enqueued.user_attrs
+
+
+def test_a_trial_enqueued_from_outside_is_asked_for_again_after_a_kill(tmp_path):
+    settings = ("search.trials=7", "search.sampler=random")
+    search_in(tmp_path, "search.trials=6", "search.sampler=random").run()
+    study = open_optuna_study(StudyFolder(tmp_path / "stagewise"))
+    params = study.get_trials()[-1].params
+    wanted = {**params, "width": next(w for w in (12, 16, 20, 24) if w != params["width"])}
+    study.enqueue_trial(wanted)
+    assert search_in(tmp_path, *settings)._begin_trial()  # and nobody tells it
+    again = search_in(tmp_path, *settings)
+    again.run()
+    assert again.space.decode(wanted).key in {record.key for record in again.records()}
+
+
+class Broken(InlinePool):
+    """Has no worker left before anything is measured."""
+
+    def events(self, timeout):
+        raise PoolFailed("the device is gone")
+
+
+def test_in_a_database_too_a_study_that_measured_nothing_is_forgotten(tmp_path):
+    url = f"sqlite:///{tmp_path}/trials.db"
+    first = search_with(url, tmp_path, pool=Broken(MakeFakeWorker(), None))
+    with pytest.raises(PoolFailed):
+        first.run()
+    again = search_with(url, tmp_path, "layout.width=[8, 12]", "search.trials=6", "search.sampler=random")
+    assert again.run().complete == 6
+    assert all(record.layout["stages"][0]["dim"] in (8, 12) for record in again.records())
 
 
 @pytest.mark.parametrize(
