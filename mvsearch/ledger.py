@@ -89,7 +89,10 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     return evaluations
 
 
-def repair_tail(path: Path) -> str | None:
+RESTORE = "restore it from a copy, or start a new study with --set name=…"
+
+
+def repair_tail(path: Path, mend: str = RESTORE) -> str | None:
     """Move whatever follows the last line that parses to a `.broken` file beside it.
 
     A process that dies while it writes leaves a torn last line. Call it under the study's lock, before anything else
@@ -97,6 +100,7 @@ def repair_tail(path: Path) -> str | None:
 
     Args:
         path: a file of JSON lines; may be absent.
+        mend: what to do about damage that is not at the end.
 
     Returns:
         What was done, as a sentence, or None.
@@ -106,7 +110,7 @@ def repair_tail(path: Path) -> str | None:
     """
     if not path.exists():
         return None
-    _, good = _parse(path)
+    _, good = _parse(path, mend)
     content = path.read_bytes()
     tail = content[good:]
     if not tail:
@@ -123,7 +127,7 @@ def repair_tail(path: Path) -> str | None:
     return f"{path.name}: its last {len(tail)} bytes were torn and were moved to {broken.name}"
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, Any]], int]:
+def _parse(path: Path, mend: str = RESTORE) -> tuple[list[tuple[int, Any]], int]:
     """Lines that parse, with their numbers, and the number of bytes up to the end of the last of them."""
     good: list[tuple[int, Any]] = []
     end = 0
@@ -140,8 +144,7 @@ def _parse(path: Path) -> tuple[list[tuple[int, Any]], int]:
             continue
         if bad is not None:
             raise StudyError(
-                f"{path}, line {bad}: damaged, and good lines follow it; the file was changed from outside. "
-                "Restore it from a copy, or start a new study with --set name=…"
+                f"{path}, line {bad}: damaged, and good lines follow it; the file was changed from outside; {mend}"
             )
         good.append((number, data))
         end = position

@@ -61,6 +61,23 @@ def test_damage_in_the_middle_is_refused_with_its_line(tmp_path, name):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "line", [b"{}", b'{"op_code": 4}', b'{"op_code": "none"}', b'{"op_code": 99, "worker_id": ""}']
+)
+def test_a_journal_of_lines_that_are_not_optunas_is_refused_and_the_search_goes_on_without_it(whole, tmp_path, line):
+    journal = begun(tmp_path)
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:4], line, *lines[5:]]) + b"\n")
+    with pytest.raises(StudyError, match=r"journal\.log: damaged .*or remove it"):
+        search_in(tmp_path, *TRIALS, repair=True)
+    journal.unlink()
+    again = search_in(tmp_path, *TRIALS, repair=True)
+    again.run()
+    keys = [record.key for record in again.records()]
+    assert len(keys) == 12
+    assert len(read_evaluations(again.folder.ledger)) == 24
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte."""
