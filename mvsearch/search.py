@@ -804,6 +804,10 @@ class Search:
         for key, (layout, attributes) in self._to_begin_with().items():
             if (key, 0) not in alive and (key, 0) not in todo:
                 todo[key, 0] = (self.space.encode(layout), {"key": key, **attributes})
+        known = {key for key, _ in (*alive, *todo)}
+        for key, record in self._records.items():
+            if record.state == COMPLETE and key not in known:  # the ledger outlived the journal
+                todo[key, 0] = (self.space.encode(HybridLayout.from_dict(record.layout)), {"key": key})
         return deque(todo.values())
 
     def _to_begin_with(self) -> dict[str, tuple[HybridLayout, dict[str, str]]]:

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from mvsearch.ledger import StudyError, write_atomic
 from mvsearch.study import StudyFolder
 
-# The ledger is the truth; without a journal the sampler begins anew, and is told what the ledger holds when it asks for it.
-REMOVE = "restore it from a copy, or remove it: what was measured is kept, and search.trials counts anew"
+# The ledger is the truth: whatever is complete there is asked for first, and told from there.
+REMOVE = "restore it from a copy, or remove it: what was measured is kept and counts"
 
 DIRECTIONS: list[Literal["minimize", "maximize"]] = ["maximize", "maximize"]
 
