@@ -178,7 +178,12 @@ def launch(
     space.check()
     if recorded:
         _check_table(recorded, config, space, where)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise StudyError(
+            f"studies: {str(studies)!r} cannot hold {config.name!r} ({error.strerror}); a folder that can be written to"
+        ) from None
     with driver_lock(folder.path):
         for path, mend in ((folder.ledger, RESTORE), (folder.journal, REMOVE)):
             if notice := repair_tail(path, mend):

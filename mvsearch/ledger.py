@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mvsearch.record import SEARCH, Evaluation
+from mvsearch.record import SEARCH, TRAIN, Evaluation
 
 
 class StudyError(ValueError):
@@ -83,10 +83,24 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     evaluations = []
     for number, data in lines:
         try:
-            evaluations.append(Evaluation.from_dict(data))
+            line = Evaluation.from_dict(data)
+            _check(line)
         except TypeError as error:
-            raise StudyError(f"{path}, line {number}: not an evaluation ({error})") from None
+            raise StudyError(f"{path}, line {number}: not an evaluation ({error}); {RESTORE}") from None
+        evaluations.append(line)
     return evaluations
+
+
+def _check(line: Evaluation) -> None:
+    """Refuse a line without what every reader takes for granted. Raises TypeError naming the field."""
+    if type(line.trial) is not int:
+        raise TypeError(f"trial: {line.trial!r} is no whole number")
+    for name in ("started", "ended"):
+        if not isinstance(getattr(line, name), int | float):
+            raise TypeError(f"{name}: {getattr(line, name)!r} is no number")
+    for name in ("nll", "top1") if line.what == TRAIN else ():
+        if not isinstance(line.values, dict) or not isinstance(line.values.get(name), int | float):
+            raise TypeError(f"values: {line.values!r} lacks a number {name}")
 
 
 RESTORE = "restore it from a copy, or start a new study with --set name=…"

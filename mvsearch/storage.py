@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mvsearch.ledger import StudyError, write_atomic
 from mvsearch.study import StudyFolder
 
-# The ledger is the truth: whatever is complete there is asked for first, and told from there.
+# The ledger is the truth: what is complete there is asked for first, and told from there.
 REMOVE = "restore it from a copy, or remove it: what was measured is kept and counts"
 
 DIRECTIONS: list[Literal["minimize", "maximize"]] = ["maximize", "maximize"]

@@ -1,12 +1,15 @@
 """What befalls the driver's files: torn, garbled and damaged journals, and a disk that is full."""
 
+import json
 import os
 import shutil
 import subprocess
 
 import pytest
 from test_search import search_in, told, trials_of
+from typer.testing import CliRunner
 
+from mvsearch import cli
 from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.view import View
 
@@ -138,3 +141,21 @@ def test_a_full_disk_ends_the_search_and_it_goes_on_when_there_is_room(whole, sm
     assert all(trial.state.is_finished() for trial in trials_of(again))
     kept = {path.stem for path in again.folder.weights.glob("*.safetensors")}
     assert kept == {r.key for r in again.state().front} | {r.key for r in again.records() if r.baseline}
+
+
+@pytest.mark.parametrize(("field", "value"), [("values", {}), ("values", None), ("started", "x"), ("trial", None)])
+def test_a_line_of_the_ledger_that_is_no_evaluation_is_named(tmp_path, field, value):
+    ledger = begun(tmp_path).with_name("evaluations.jsonl")
+    lines = ledger.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if json.loads(line)["what"] == "train")
+    lines[at] = json.dumps(json.loads(lines[at]) | {field: value})
+    ledger.write_text("\n".join(lines) + "\n")
+    with pytest.raises(StudyError, match=f"evaluations.jsonl, line {at + 1}: not an evaluation .{field}: "):
+        read_evaluations(ledger)
+
+
+def test_studies_that_are_no_folder_are_bad_input(tmp_path):
+    (tmp_path / "file").touch()
+    found = CliRunner().invoke(cli.app, ["launch", "stagewise", "--studies", str(tmp_path / "file"), "--workers", "1"])
+    assert found.exit_code == 2, found.output
+    assert "studies: " in found.output
