@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambavision.layout import HybridLayout
+from mambavision.layout import HybridLayout, LayoutError
 from mambavision.library import create_model, list_models
 from mambavision.model import MambaVision
 from mambavision.scan import scan_path
@@ -62,8 +62,8 @@ def load(name: str) -> nn.Module:
     """A model by its name in the library or in timm, or of a layout's YAML or JSON file.
 
     Raises:
-        BenchError: for a name that neither knows (the nearest is named), or a file that cannot be read.
-        LayoutError: for a file that holds no layout.
+        BenchError: for a name that neither knows (the nearest is named), or a file that cannot be read or holds no
+            layout.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml", ".json"):
@@ -71,8 +71,13 @@ def load(name: str) -> nn.Module:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise BenchError(f"model: {name!r} cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError as error:
+            raise BenchError(f"model: {name!r} cannot be read ({error})") from None
         read = HybridLayout.from_json if path.suffix == ".json" else HybridLayout.from_yaml
-        return MambaVision(read(text))
+        try:
+            return MambaVision(read(text))
+        except LayoutError as error:
+            raise BenchError(f"model: {name!r} holds no layout: {error}") from None
     if name in list_models():
         return create_model(name)
     if timm.is_model(name.partition(".")[0]):

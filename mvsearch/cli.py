@@ -330,7 +330,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 on a GPU that has it.")] = Dtype.auto,
-    threads: Annotated[int, typer.Option(min=1, help="PyTorch's threads on a CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=4096, help="PyTorch's threads on a CPU.")] = 1,
     window: Annotated[float, typer.Option(min=0.001, help="Seconds of a window.")] = 0.5,
     windows: Annotated[int, typer.Option(min=1, help="Windows of each model.")] = 5,
     latency: Annotated[bool, typer.Option("--latency", help="Time single images as well.")] = False,

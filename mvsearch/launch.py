@@ -19,7 +19,7 @@ from mambavision.layout import HybridLayout, LayoutError
 from mvsearch.config import StudyConfig
 from mvsearch.design import with_design
 from mvsearch.evaluate.job import MakeWorker
-from mvsearch.ledger import StudyError, driver_lock, repair_tail
+from mvsearch.ledger import RESTORE, StudyError, driver_lock, repair_tail
 from mvsearch.pool import Pool, PoolError
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.replay import MakeReplayWorker, ReplayPool, Synthetic
@@ -27,7 +27,7 @@ from mvsearch.record import TRAIN
 from mvsearch.report.data import StudyData
 from mvsearch.search import Outcome, Search, SearchFailed
 from mvsearch.space import SearchSpace
-from mvsearch.storage import brief_optuna_study, connect, open_optuna_study
+from mvsearch.storage import REMOVE, brief_optuna_study, connect, open_optuna_study
 from mvsearch.study import StudyFolder, write_results
 from mvsearch.timings import RecordedTiming, check_conditions, read_timings
 from mvsearch.view import View
@@ -178,10 +178,15 @@ def launch(
     space.check()
     if recorded:
         _check_table(recorded, config, space, where)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise StudyError(
+            f"studies: {str(studies)!r} cannot hold {config.name!r} ({error.strerror}); a folder that can be written to"
+        ) from None
     with driver_lock(folder.path):
-        for path in (folder.ledger, folder.journal):
-            if notice := repair_tail(path):
+        for path, mend in ((folder.ledger, RESTORE), (folder.journal, REMOVE)):
+            if notice := repair_tail(path, mend):
                 view.notice(notice)
         new = folder.check(config.resolved_yaml())
         source = source_study(config, folder) if new else None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mvsearch.record import SEARCH, Evaluation
+from mvsearch.record import SEARCH, TRAIN, Evaluation
 
 
 class StudyError(ValueError):
@@ -83,13 +83,30 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     evaluations = []
     for number, data in lines:
         try:
-            evaluations.append(Evaluation.from_dict(data))
+            line = Evaluation.from_dict(data)
+            _check(line)
         except TypeError as error:
-            raise StudyError(f"{path}, line {number}: not an evaluation ({error})") from None
+            raise StudyError(f"{path}, line {number}: not an evaluation ({error}); {RESTORE}") from None
+        evaluations.append(line)
     return evaluations
 
 
-def repair_tail(path: Path) -> str | None:
+def _check(line: Evaluation) -> None:
+    """Refuse a line without what every reader takes for granted. Raises TypeError naming the field."""
+    if type(line.trial) is not int:
+        raise TypeError(f"trial: {line.trial!r} is no whole number")
+    for name in ("started", "ended"):
+        if not isinstance(getattr(line, name), int | float):
+            raise TypeError(f"{name}: {getattr(line, name)!r} is no number")
+    for name in ("nll", "top1") if line.what == TRAIN else ():
+        if not isinstance(line.values, dict) or not isinstance(line.values.get(name), int | float):
+            raise TypeError(f"values: {line.values!r} lacks a number {name}")
+
+
+RESTORE = "restore it from a copy, or start a new study with --set name=…"
+
+
+def repair_tail(path: Path, mend: str = RESTORE) -> str | None:
     """Move whatever follows the last line that parses to a `.broken` file beside it.
 
     A process that dies while it writes leaves a torn last line. Call it under the study's lock, before anything else
@@ -97,6 +114,7 @@ def repair_tail(path: Path) -> str | None:
 
     Args:
         path: a file of JSON lines; may be absent.
+        mend: what to do about damage that is not at the end.
 
     Returns:
         What was done, as a sentence, or None.
@@ -106,7 +124,7 @@ def repair_tail(path: Path) -> str | None:
     """
     if not path.exists():
         return None
-    _, good = _parse(path)
+    _, good = _parse(path, mend)
     content = path.read_bytes()
     tail = content[good:]
     if not tail:
@@ -123,7 +141,7 @@ def repair_tail(path: Path) -> str | None:
     return f"{path.name}: its last {len(tail)} bytes were torn and were moved to {broken.name}"
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, Any]], int]:
+def _parse(path: Path, mend: str = RESTORE) -> tuple[list[tuple[int, Any]], int]:
     """Lines that parse, with their numbers, and the number of bytes up to the end of the last of them."""
     good: list[tuple[int, Any]] = []
     end = 0
@@ -140,8 +158,7 @@ def _parse(path: Path) -> tuple[list[tuple[int, Any]], int]:
             continue
         if bad is not None:
             raise StudyError(
-                f"{path}, line {bad}: damaged, and good lines follow it; the file was changed from outside. "
-                "Restore it from a copy, or start a new study with --set name=…"
+                f"{path}, line {bad}: damaged, and good lines follow it; the file was changed from outside; {mend}"
             )
         good.append((number, data))
         end = position

@@ -23,6 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 from mvsearch.ledger import StudyError, write_atomic
 from mvsearch.study import StudyFolder
 
+# The ledger is the truth: what is complete there is asked for first, and told from there.
+REMOVE = "restore it from a copy, or remove it: what was measured is kept and counts"
+
 DIRECTIONS: list[Literal["minimize", "maximize"]] = ["maximize", "maximize"]
 
 
@@ -75,6 +78,9 @@ def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -
     Args:
         folder: of the study.
         database: of `connect`; None: the journal in the folder.
+
+    Raises:
+        StudyError: for a journal that Optuna cannot read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if database is not None:
@@ -85,7 +91,10 @@ def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -
     # A driver that was killed leaves the journal's own lock behind, which would cost the next one its 30 s of grace.
     for name in (".lock", ".rename"):
         folder.journal.with_name(folder.journal.name + name).unlink(missing_ok=True)
-    return _study(folder.name, _journal_storage(_Journal(str(folder.journal))))
+    try:
+        return _study(folder.name, _journal_storage(_Journal(str(folder.journal))))
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:  # lines, but not Optuna's
+        raise StudyError(f"{folder.journal}: damaged ({error!r}); {REMOVE}") from None
 
 
 def _journal_storage(backend: JournalFileBackend) -> JournalStorage:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvsearch.front import reference_point
-from mvsearch.ledger import StudyError, read_evaluations, write_atomic
+from mvsearch.ledger import RESTORE, StudyError, read_evaluations, write_atomic
 from mvsearch.record import COMPLETE, SEARCH, trial_records
 from mvsearch.report.data import StudyData
 from mvsearch.report.words import plural
@@ -291,7 +291,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _mapping(path: Path, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise StudyError(f"{path}: damaged, as it holds no mapping; {_MEND}")
+        raise StudyError(f"{path}: damaged, as it holds no mapping; {RESTORE}")
     return data
 
 
@@ -311,10 +311,7 @@ def _expect(path: Path, data: Any, *keys: str) -> None:
         for name in key.split("."):
             found = found.get(name) if isinstance(found, dict) else None
         if not found:
-            raise StudyError(f"{path}: damaged, as it lacks {key}; {_MEND}")
-
-
-_MEND = "restore it from a copy, or start a new study with --set name=…"
+            raise StudyError(f"{path}: damaged, as it lacks {key}; {RESTORE}")
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

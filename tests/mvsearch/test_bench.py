@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch import cli
-from mvsearch.bench import BenchError, bench
+from mvsearch.bench import BenchError, bench, load
 from mvsearch.config import load_config
 from mvsearch.launch import Where, launch
 from mvsearch.ledger import StudyError
@@ -134,12 +134,24 @@ def test_bad_models_are_named(name: str, message: str) -> None:
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"", b"[1", b'{"blocks": "MA"}', b'{"stages": [{"blocks": "X"}]}']
+)
+def test_a_file_that_holds_no_layout_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(BenchError, match=f"bad{suffix}"):
+        load(str(path))
+
+
 def test_bad_input_ends_with_one_message_and_2(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("stages: [{blocks: X, dim: 8}]")
     for arguments in (
         ["bench", "nonsense"],
         ["bench", str(tmp_path / "bad.yaml")],
         ["bench", "resnet18", "--windows", "0"],
+        ["bench", "resnet18", "--threads", "100000"],
         ["bench", "resnet18", "--device", "tpu9"],
         ["bench", "resnet18", "--device", "cuda:7"],
     ):

@@ -1,12 +1,15 @@
 """What befalls the driver's files: torn, garbled and damaged journals, and a disk that is full."""
 
+import json
 import os
 import shutil
 import subprocess
 
 import pytest
 from test_search import search_in, told, trials_of
+from typer.testing import CliRunner
 
+from mvsearch import cli
 from mvsearch.ledger import StudyError, read_evaluations
 from mvsearch.view import View
 
@@ -61,6 +64,34 @@ def test_damage_in_the_middle_is_refused_with_its_line(tmp_path, name):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "line", [b"{}", b'{"op_code": 4}', b'{"op_code": "none"}', b'{"op_code": 99, "worker_id": ""}']
+)
+def test_a_journal_of_lines_that_are_not_optunas_is_refused_and_the_search_goes_on_without_it(whole, tmp_path, line):
+    journal = begun(tmp_path)
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:4], line, *lines[5:]]) + b"\n")
+    with pytest.raises(StudyError, match=r"journal\.log: damaged .*or remove it"):
+        search_in(tmp_path, *TRIALS, repair=True)
+    journal.unlink()
+    again = search_in(tmp_path, *TRIALS, repair=True)
+    again.run()
+    keys = [record.key for record in again.records()]
+    assert len(keys) == 12
+    assert len(read_evaluations(again.folder.ledger)) == 24
+
+
+@pytest.mark.parametrize("sampler", ["known_cost", "tpe"])
+def test_layouts_whose_journal_is_lost_count(tmp_path, sampler):
+    settings = (*TRIALS, f"search.sampler={sampler}")
+    search = search_in(tmp_path, *settings)
+    search.run()
+    search.folder.journal.unlink()
+    again = search_in(tmp_path, *settings)
+    again.run()
+    assert [record.key for record in again.records()] == [record.key for record in search.records()]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte."""
@@ -110,3 +141,21 @@ def test_a_full_disk_ends_the_search_and_it_goes_on_when_there_is_room(whole, sm
     assert all(trial.state.is_finished() for trial in trials_of(again))
     kept = {path.stem for path in again.folder.weights.glob("*.safetensors")}
     assert kept == {r.key for r in again.state().front} | {r.key for r in again.records() if r.baseline}
+
+
+@pytest.mark.parametrize(("field", "value"), [("values", {}), ("values", None), ("started", "x"), ("trial", None)])
+def test_a_line_of_the_ledger_that_is_no_evaluation_is_named(tmp_path, field, value):
+    ledger = begun(tmp_path).with_name("evaluations.jsonl")
+    lines = ledger.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if json.loads(line)["what"] == "train")
+    lines[at] = json.dumps(json.loads(lines[at]) | {field: value})
+    ledger.write_text("\n".join(lines) + "\n")
+    with pytest.raises(StudyError, match=f"evaluations.jsonl, line {at + 1}: not an evaluation .{field}: "):
+        read_evaluations(ledger)
+
+
+def test_studies_that_are_no_folder_are_bad_input(tmp_path):
+    (tmp_path / "file").touch()
+    found = CliRunner().invoke(cli.app, ["launch", "stagewise", "--studies", str(tmp_path / "file"), "--workers", "1"])
+    assert found.exit_code == 2, found.output
+    assert "studies: " in found.output
