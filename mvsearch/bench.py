@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mambavision.model import MambaVision
 from mambavision.scan import scan_path
 from mvsearch.evaluate import throughput
 from mvsearch.evaluate.gate import DeviceGate
+from mvsearch.evaluate.memory import is_out_of_memory
 from mvsearch.evaluate.worker import device_name, physical_name
 from mvsearch.space import SearchSpace
 
@@ -127,11 +129,13 @@ def bench(
         The rows in the order of `names`, and the conditions they hold for.
 
     Raises:
-        BenchError: for a model that cannot be found, or does not take images of this size.
+        BenchError: for a model that cannot be found, or does not take images of this size, or a batch that does not
+            fit into memory.
     """
     where = _device(device)
     reference = load(names[0]).to(where).eval()
-    images = _images(reference, batch_size, image_size, where)
+    with _fitting(batch_size):
+        images = _images(reference, batch_size, image_size, where)
 
     def prepared(name: str) -> nn.Module:
         model = reference if name == names[0] else load(name).to(where).eval()
@@ -155,7 +159,7 @@ def bench(
     for name in names:
         model = models.get(name) or prepared(name)
         # Exclusive on its device: a search that trains there waits, and is waited for.
-        with DeviceGate(physical_name(where)).write(), throughput.threads(threads):
+        with DeviceGate(physical_name(where)).write(), throughput.threads(threads), _fitting(batch_size):
             found, measured = throughput.measure(
                 model,
                 reference,
@@ -230,6 +234,16 @@ def bench_space(
         keep=False,
         on_row=on_row,
     )
+
+
+@contextmanager
+def _fitting(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BenchError(f"batch-size: {batch_size} images of this size do not fit into memory") from None
 
 
 def _device(name: str) -> torch.device:

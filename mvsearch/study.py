@@ -166,7 +166,8 @@ class StudyFolder:
         launches = []
         if self.environment.exists():
             before = _read_json(self.environment)
-            _expect(self.environment, before, "launches", "device", "scan", "data.fingerprint")
+            texts = dict.fromkeys(("device", "scan", "data.fingerprint"), str)
+            _expect(self.environment, before, {"launches": list, **texts})
             launches = before["launches"]
             if before["data"]["fingerprint"] != environment["data"]["fingerprint"]:
                 raise StudyError(
@@ -228,9 +229,13 @@ def load_study(folder: StudyFolder) -> StudyData:
     config = _read_yaml(folder.config)
     if not folder.environment.exists() or not folder.ledger.exists():
         raise StudyError(f"{folder.path}: nothing has been measured yet; run `{folder.launch_command}`")
-    _expect(folder.config, config, "proxy.epochs", "proxy.seeds", "search.trials", "objectives.quality")
+    _expect(
+        folder.config,
+        config,
+        {"proxy.epochs": int, "proxy.seeds": int, "search.trials": int, "objectives.quality": str},
+    )
     environment = _read_json(folder.environment)
-    _expect(folder.environment, environment, "data.classes", "reference", "launches")
+    _expect(folder.environment, environment, {"data.classes": int, "reference": str, "launches": list})
     evaluations = read_evaluations(folder.ledger)
     records = trial_records(evaluations, epochs=config["proxy"]["epochs"], seeds=config["proxy"]["seeds"])
     classes = environment["data"]["classes"]
@@ -295,23 +300,25 @@ def _mapping(path: Path, data: Any) -> dict[str, Any]:
     return data
 
 
-def _expect(path: Path, data: Any, *keys: str) -> None:
+def _expect(path: Path, data: Any, types: dict[str, type]) -> None:
     """Refuse a file of a study that lacks what every study has.
 
     Args:
         path: of the file.
         data: what it holds.
-        keys: dotted; none of their values is ever empty or 0.
+        types: by dotted key; no such value is ever empty or 0.
 
     Raises:
-        StudyError: naming the first that is missing.
+        StudyError: naming the first that is missing, or of another type.
     """
-    for key in keys:
+    for key, kind in types.items():
         found = data
         for name in key.split("."):
             found = found.get(name) if isinstance(found, dict) else None
         if not found:
             raise StudyError(f"{path}: damaged, as it lacks {key}; {RESTORE}")
+        if not isinstance(found, kind):
+            raise StudyError(f"{path}: damaged, as {key} is {found!r}; {RESTORE}")
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The high-water mark of memory: what a GPU's allocator gave out, or what a process held resident."""
+"""The high-water mark of memory (what a GPU's allocator gave out, or a process held resident), and the lack of it."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ def peak_memory(device: torch.device) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or a CPU's allocator, has no memory left."""
+    # The CPU's allocator has no error of its own.
+    text = "DefaultCPUAllocator: can't allocate"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or text in str(error)

@@ -17,7 +17,7 @@ from mambavision.scan import scan_path
 from mvsearch.evaluate import throughput
 from mvsearch.evaluate.gate import DeviceGate
 from mvsearch.evaluate.job import DeviceBroken, Done, Job, Progress
-from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
+from mvsearch.evaluate.memory import is_out_of_memory, peak_memory, reset_peak_memory
 from mvsearch.evaluate.proxy import DeviceData, EpochDone, ProxyResult, train, used_dtype
 from mvsearch.record import FAIL, TIME
 
@@ -89,7 +89,7 @@ class TrainingWorker:
                 raise DeviceBroken(f"{job.what}: the device failed and takes no more work ({_text(error)})") from None
             if isinstance(error, _OverLimit):
                 reason = job.over_limit
-            elif _is_out_of_memory(error) or isinstance(error, _OutOfMemory):
+            elif is_out_of_memory(error) or isinstance(error, _OutOfMemory):
                 tried = f", each batch of {self.proxy.batch_size} in two passes too" * isinstance(error, _OutOfMemory)
                 peak = _size(peak_memory(self.device))
                 reason = f"{job.what}: out of memory{tried}; the peak was {peak} ({_text(error)})"
@@ -133,7 +133,7 @@ class TrainingWorker:
                         yield self._trained(job, event, parts, measured)
                 return
             except Exception as error:
-                if batch < 2 or not _is_out_of_memory(error):
+                if batch < 2 or not is_out_of_memory(error):
                     raise
                 if parts == 2:
                     raise _OutOfMemory(str(error)) from None
@@ -201,13 +201,6 @@ def physical_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
     return str(device)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no error of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in str(
-        error
-    )
 
 
 def _size(count: int) -> str:

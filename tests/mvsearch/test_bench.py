@@ -134,6 +134,11 @@ def test_bad_models_are_named(name: str, message: str) -> None:
     assert name in str(error.value)
 
 
+def test_a_batch_that_does_not_fit_is_named() -> None:
+    with pytest.raises(BenchError, match="batch-size: 1000000000 images"):
+        bench(["resnet18"], **QUICK | {"batch_size": 10**9})
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\x00", b"", b"[1", b'{"blocks": "MA"}', b'{"stages": [{"blocks": "X"}]}']

@@ -183,6 +183,7 @@ def test_a_line_of_before_there_were_purposes_is_of_the_search(tmp_path):
         ("study.yaml", b"", "holds no mapping"),
         ("study.yaml", b"[1]", "holds no mapping"),
         ("study.yaml", b"name: x\nproxy: {seeds: 1}\n", r"lacks proxy\.epochs"),
+        ("study.yaml", b"name: x\nproxy: {epochs: long, seeds: 1}\n", r"proxy\.epochs is 'long'"),
         ("environment.json", b"\xff\xfe", "cannot be read"),
         ("environment.json", b"{", "cannot be read"),
         ("environment.json", b"[]", "holds no mapping"),
