@@ -370,10 +370,12 @@ def report(name: str, out: Console) -> None:
     printed.add_column("ms an ask", justify="right")
     for sampler in (s for s in CONTENDERS if s in curves):
         shares = curves[sampler]
-        row = [sampler, str(len(shares)), *(f"{1 - shares[:, count - 1].mean():.3f}" for _, count in at)]
+        # A slow sampler may have been run for fewer trials.
+        ran = [count if count <= shares.shape[1] else None for _, count in at]
+        row = [sampler, str(len(shares)), *(f"{1 - shares[:, count - 1].mean():.3f}" if count else "" for count in ran)]
         reached = "" if target is None else np.median([first_reaching(run, target) for run in shares])
         row.append(f"{reached:.0f}" if target is not None else "")
-        row += [_p_value(curves, seeds, sampler, count) for _, count in at[1:3]]
+        row += [_p_value(curves, seeds, sampler, count) if count else "" for count in ran[1:3]]
         asking = found[found.sampler == sampler].asking.mean() / shares.shape[1] * 1000
         printed.add_row(*row, f"{asking:.0f}")
     out.print(printed)
@@ -498,16 +500,14 @@ def _by_trials(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_seconds(runs: dict[str, pd.DataFrame]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Regret of each run at moments that all runs have reached."""
-    end = min(seconds[-1] for group in runs.values() for seconds in group.seconds)
-    moments = np.linspace(end / 100, end, 100)
-    return {
-        sampler: (
-            moments,
-            np.array([[1 - _share_after(r.shares, r.seconds, m) for m in moments] for r in group.itertuples()]),
-        )
-        for sampler, group in runs.items()
-    }
+    """Regret of each run at moments that all runs of its sampler have reached."""
+    found = {}
+    for sampler, group in runs.items():
+        end = min(seconds[-1] for seconds in group.seconds)
+        moments = np.linspace(end / 100, end, 100)
+        regret = [[1 - _share_after(r.shares, r.seconds, m) for m in moments] for r in group.itertuples()]
+        found[sampler] = moments, np.array(regret)
+    return found
 
 
 def write_picture(drawn: go.Figure, path: Path) -> None:
