@@ -13,6 +13,8 @@ from typing import Any
 
 from mvsearch.record import SEARCH, TRAIN, Evaluation
 
+RESTORE = "restore it from a copy, or start a new study with --set name=…"
+
 
 class StudyError(ValueError):
     """A study's files cannot be used as they are; the message names the file and what to do."""
@@ -101,9 +103,6 @@ def _check(line: Evaluation) -> None:
     for name in ("nll", "top1") if line.what == TRAIN else ():
         if not isinstance(line.values, dict) or not isinstance(line.values.get(name), int | float):
             raise TypeError(f"values: {line.values!r} lacks a number {name}")
-
-
-RESTORE = "restore it from a copy, or start a new study with --set name=…"
 
 
 def repair_tail(path: Path, mend: str = RESTORE) -> str | None:

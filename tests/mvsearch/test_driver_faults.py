@@ -81,17 +81,6 @@ def test_a_journal_of_lines_that_are_not_optunas_is_refused_and_the_search_goes_
     assert len(read_evaluations(again.folder.ledger)) == 24
 
 
-@pytest.mark.parametrize("sampler", ["known_cost", "tpe"])
-def test_layouts_whose_journal_is_lost_count(tmp_path, sampler):
-    settings = (*TRIALS, f"search.sampler={sampler}")
-    search = search_in(tmp_path, *settings)
-    search.run()
-    search.folder.journal.unlink()
-    again = search_in(tmp_path, *settings)
-    again.run()
-    assert [record.key for record in again.records()] == [record.key for record in search.records()]
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte."""
