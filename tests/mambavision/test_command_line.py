@@ -290,7 +290,7 @@ def test_a_broken_image_is_named_also_by_a_worker(monkeypatch: pytest.MonkeyPatc
 
 def test_a_training_that_diverges_fails_with_its_reason(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
     entry()
-    monkeypatch.setattr("mambavision.training.train_step", lambda *_, **__: torch.tensor(math.nan))
+    monkeypatch.setattr("mambavision.training.trainer.train_step", lambda *_, **__: torch.tensor(math.nan))
     done = call(monkeypatch, f"train small --data {pictures} --epochs 9 {QUICK}", 1)
     assert done.stderr.strip() == "error: loss became nan in epoch 1, update 1 (learning rate 0.004)"
 
