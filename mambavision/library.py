@@ -172,6 +172,26 @@ def load_entry_config(name: str) -> dict[str, Any]:
     return config
 
 
+def load_entry(name: str) -> tuple[dict[str, Any], HybridLayout]:
+    """The configuration of an entry (`load_entry_config`), which says how its images are prepared, and its layout.
+
+    Raises:
+        LibraryError: if there is no such entry, or its file is damaged or lacks what a user of its images needs.
+    """
+    config = load_entry_config(name)
+    for field in ("input_size", "mean", "std"):
+        if field not in config:
+            raise LibraryError(f"{name}: its config.json lacks {field}")
+    return config, _layout(name, config)
+
+
+def _layout(name: str, config: Mapping[str, Any]) -> HybridLayout:
+    try:
+        return HybridLayout.from_dict(config["layout"])
+    except LayoutError as error:
+        raise LibraryError(f"{name}: its config.json holds no valid layout ({error})") from None
+
+
 def _preparation_problem(config: Mapping[str, Any], in_chans: Any) -> str | None:
     """What is wrong with what an entry says of its classes and images; None if nothing is."""
 
@@ -258,12 +278,8 @@ def create_model(
     from mambavision.model import MambaVision
     from mambavision.released import load_released_weights
 
-    try:
-        layout = HybridLayout.from_dict(config["layout"])
-    except LayoutError as error:
-        raise LibraryError(f"{name}: its config.json holds no valid layout ({error})") from None
     model = MambaVision(
-        layout.override(**overrides),
+        _layout(name, config).override(**overrides),
         num_classes=config["num_classes"] if num_classes is None else num_classes,
         in_chans=config["in_chans"] if in_chans is None else in_chans,
         drop_path_rate=config.get("drop_path_rate", 0.0) if drop_path_rate is None else drop_path_rate,

@@ -24,6 +24,8 @@ from typer.testing import CliRunner
 from mambavision import create_model
 from mambavision.card import train_further
 from mambavision.cli import app
+from mambavision.data import RANDAUGMENT
+from mambavision.fine_tuning import FineTuneOptions
 from mambavision.library import SHIPPED, library_root, list_models, load_entry_config, save_entry
 from mambavision.model import MambaVision
 from mambavision.training import Trainer, read_checkpoint
@@ -90,6 +92,10 @@ def test_help_and_list_import_no_torch() -> None:
     )
     for verb in ("--help", "list"):
         subprocess.run([sys.executable, "-c", code.format(verb)], check=True, capture_output=True)
+
+
+def test_train_augments_as_the_loaders_do() -> None:
+    assert FineTuneOptions.randaugment == RANDAUGMENT
 
 
 def test_an_entry_is_trained_and_saved(monkeypatch: pytest.MonkeyPatch, pictures: Path, folder: Path) -> None:
