@@ -10,7 +10,7 @@ evaluation, generators, stop, options, settings; checkpoint, output; trainer.
 
 from mambavision.training.checkpoint import CHECKPOINT, read_checkpoint
 from mambavision.training.errors import OtherTraining, TrainingDiverged, TrainingError
-from mambavision.training.optimizer import default_optimizer
+from mambavision.training.optimizer import default_optimizer, parameter_groups
 from mambavision.training.output import BEST, LOG
 from mambavision.training.precision import DTYPES, Autocast, autocast_for
 from mambavision.training.state import Metrics
@@ -32,6 +32,7 @@ __all__ = [
     "TrainingError",
     "autocast_for",
     "default_optimizer",
+    "parameter_groups",
     "read_checkpoint",
     "train_step",
 ]

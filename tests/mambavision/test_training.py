@@ -212,16 +212,6 @@ def test_the_last_update_of_an_epoch_takes_what_is_left() -> None:
     assert trainer.step == 6
 
 
-def test_default_optimizer_spares_norms_biases_and_the_scan() -> None:
-    model = tiny()
-    groups = default_optimizer(model, weight_decay=0.3).param_groups
-    spared = {id(param) for group in groups if group["weight_decay"] == 0 for param in group["params"]}
-    names = {name for name, param in model.named_parameters() if id(param) in spared}
-    assert model.no_weight_decay() <= names
-    assert all(param.ndim > 1 for name, param in model.named_parameters() if name not in names)
-    assert {group["weight_decay"] for group in groups} == {0, 0.3}
-
-
 def test_bfloat16_is_used_where_it_is_asked_for() -> None:
     seen = []
 
