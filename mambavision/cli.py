@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mambavision.fine_tuning import FineTuneOptions
+from mambavision.files import naming, write_atomic
+from mambavision.fine_tuning import FineTuneOptions, prepare
 from mambavision.look import console
 from mambavision.options import OptionError, check_whole
 
@@ -181,7 +180,8 @@ def show(
     )
     if html is not None:
         figure = model_architecture_diagram(layout, size, num_classes=classes, in_chans=channels)
-        _write(html, figure.to_html())
+        with naming(html):
+            write_atomic(html, figure.to_html())
         out.print(f"Written: {html}")
     if card is not None:
         out.print()
@@ -283,7 +283,6 @@ def _train(options: FineTuneOptions) -> None:
 
     out = console(width=200)
     with out.status("loading PyTorch and the folder …"):
-        from mambavision.fine_tuning import prepare
         from mambavision.training import BEST, CHECKPOINT, LOG, OtherTraining
 
         training = prepare(options)
@@ -335,22 +334,6 @@ def _options(field: str) -> str:
     """The options of `train` that a setting of a `Trainer` comes from."""
     first = field.partition(".")[0]
     return _FIELDS.get(field) or _FIELDS.get(first) or f"--{first.replace('_', '-')}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that a full disk leaves no half of it."""
-    # What is no plain file, such as /dev/stdout, cannot be replaced.
-    scratch = path if os.path.exists(path) and not os.path.isfile(path) else path.with_name(f".{path.name}.new")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        if scratch != path:
-            os.replace(scratch, path)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        if scratch != path:
-            with contextlib.suppress(OSError):
-                scratch.unlink(missing_ok=True)
 
 
 def _card(name: str) -> str | None:

@@ -13,11 +13,11 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambavision.files import scratch_folder
 from mambavision.layout import HybridLayout, LayoutError, StageLayout, first_part, last_half
 
 if TYPE_CHECKING:
@@ -377,9 +377,8 @@ def save_entry(
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the rename below is one step of the file system; a dot hides it from list_models.
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-        new = Path(scratch) / "new"
+    with scratch_folder(folder) as scratch:  # hidden from list_models by its dot
+        new = scratch / "new"
         new.mkdir()
         (new / "config.json").write_text(data, encoding="utf-8")
         (new / "card.md").write_text(card, encoding="utf-8")
@@ -388,7 +387,7 @@ def save_entry(
         if complete is not None:
             complete(new)
         if overwrite and folder.exists():
-            os.rename(folder, Path(scratch) / "old")
+            os.rename(folder, scratch / "old")
         try:
             os.rename(new, folder)
         except OSError as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambavision.data.checks import DataError
+from mambavision.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +88,8 @@ def _save(path: Path, pixels: NDArray[Any]) -> None:
     """Write the cache; without room or rights for it the images are simply decoded again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.save(file, pixels)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        # It can be made again, so it is not worth waiting for the disk.
+        with replacing(path, sync=False) as scratch, open(scratch, "wb") as file:
+            np.save(file, pixels)
     except OSError as error:
         log.warning("cannot keep the decoded images in %s: %s", path.parent, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambavision.files import naming, replacing
 from mambavision.training.checkpoint import CHECKPOINT, read_checkpoint
 from mambavision.training.errors import TrainingError
 from mambavision.training.state import Metrics
@@ -74,7 +74,7 @@ class OutputFolder:
             OSError: it cannot be written; names it.
             TrainingError: the first one written holds what could not be read back.
         """
-        with _replacing(self.checkpoint) as scratch:
+        with self._replacing(CHECKPOINT) as scratch:
             try:
                 torch.save(content, scratch)
             except RuntimeError as error:  # what torch's own writer raises on a full disk
@@ -89,7 +89,7 @@ class OutputFolder:
         from safetensors.torch import save
 
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        with _replacing(self.path / BEST) as scratch:
+        with self._replacing(BEST) as scratch:
             # Not save_file, whose files only their owner may read.
             scratch.write_bytes(save(tensors, metadata={"format": "pt"}))
 
@@ -102,7 +102,7 @@ class OutputFolder:
         if not metrics:
             return
         with (
-            _replacing(self.path / LOG) as scratch,
+            self._replacing(LOG) as scratch,
             open(scratch, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file)
@@ -114,6 +114,15 @@ class OutputFolder:
                     self._events.add_scalar(name, values[-1], int(metrics["epoch"][-1]))
             self._events.flush()
 
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        path = self.path / name
+        with naming(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Always by one name: a training may be killed many times, and a checkpoint is large.
+            with replacing(path, unique=False) as scratch:
+                yield scratch
+
 
 def _event_writer() -> Any:
     try:
@@ -123,21 +132,3 @@ def _event_writer() -> Any:
             'tensorboard: is not installed; pip install "mvsearch[tensorboard]", or leave it out'
         ) from None
     return SummaryWriter
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` when it is whole; whoever is killed before leaves the old one."""
-    scratch = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        failed = OSError(f"{path}: cannot be written ({reason(error)})")
-        failed.errno = error.errno
-        raise failed from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -386,7 +386,7 @@ def test_decoded_images_are_cached_until_a_file_changes(tmp_path: Path, monkeypa
         Image.new("RGB", (8, 8), (200, 0, 0)).save(file)
         os.utime(file, ns=(1, 1))
     assert load_data("folder", root=folder, image_size=8).fingerprint != first.fingerprint
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert {path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {".npy"}
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, cache: Path) -> None:
