@@ -21,14 +21,15 @@ from typing import Any
 
 import torch
 
-from mvsearch.bench import _device
-from mvsearch.config import load_config
+from mvsearch.config.reading import load_config
+from mvsearch.driver.environment import processor
 from mvsearch.evaluate import throughput
+from mvsearch.evaluate.bench import _device
 from mvsearch.evaluate.gate import DeviceGate
+from mvsearch.evaluate.images import load_study_data
 from mvsearch.evaluate.proxy import DeviceData, train
 from mvsearch.evaluate.worker import device_name, physical_name
-from mvsearch.launch import load_study_data, processor
-from mvsearch.space import SearchSpace
+from mvsearch.space.space import SearchSpace
 
 ALONE, WITHOUT, WITH = range(3)
 NAMES = ("alone", "beside a training, no gate", "beside a training, gate")

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import load_config
-from mvsearch.front import Point, hypervolume
-from mvsearch.space import SearchSpace
+from mvsearch.config.reading import load_config
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.front import Point, hypervolume
 
 HERE = Path(__file__).parent
 

@@ -15,11 +15,15 @@ import time
 import torch
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import StudyConfig, load_config
-from mvsearch.evaluate.job import Done, Job, Lost, MakeWorker
-from mvsearch.launch import Where, load_study_data, open_pool, processor
-from mvsearch.record import Evaluation
-from mvsearch.space import SearchSpace
+from mvsearch.config.reading import load_config
+from mvsearch.config.sections import StudyConfig
+from mvsearch.driver.environment import processor
+from mvsearch.evaluate.images import load_study_data
+from mvsearch.evaluate.make_worker import MakeWorker
+from mvsearch.pool.job import Done, Job, Lost
+from mvsearch.pool.opening import Resources, open_pool
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.record import Evaluation
 
 
 def layouts_of(config: StudyConfig, space: SearchSpace) -> dict[str, HybridLayout]:
@@ -34,7 +38,7 @@ def layouts_of(config: StudyConfig, space: SearchSpace) -> dict[str, HybridLayou
 def train_all(config: StudyConfig, layouts: dict[str, HybridLayout], space: SearchSpace, seeds: int, workers: int):
     """Evaluations by layout name, one a seed."""
     pool = open_pool(
-        MakeWorker(config.proxy, config.timing, space.reference()), load_study_data(config), Where(workers=workers)
+        MakeWorker(config.proxy, config.timing, space.reference()), load_study_data(config), Resources(workers=workers)
     )
     jobs = {}
     for seed in range(seeds):

@@ -29,16 +29,18 @@ from timm.utils import ModelEmaV3
 
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
-from mvsearch.config import load_config
-from mvsearch.evaluate.job import Done, Job, MakeWorker, Progress
+from mvsearch.config.reading import load_config
+from mvsearch.driver.environment import processor
+from mvsearch.driver.search import Search
+from mvsearch.evaluate.images import load_study_data
+from mvsearch.evaluate.make_worker import MakeWorker
 from mvsearch.evaluate.proxy import DeviceData, augment
-from mvsearch.launch import load_study_data, processor
-from mvsearch.ledger import read_evaluations
 from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.job import Done, Job, Progress
 from mvsearch.pool.ray_pool import RayPool
-from mvsearch.search import Search
-from mvsearch.space import SearchSpace
-from mvsearch.study import StudyFolder, find_study
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.folder import StudyFolder, find_study
+from mvsearch.study.ledger import read_evaluations
 
 
 @dataclass(frozen=True)

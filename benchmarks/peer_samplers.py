@@ -54,7 +54,7 @@ from samplers import (
 )
 
 from mambavision.layout import HybridLayout
-from mvsearch.space import SearchSpace
+from mvsearch.space.space import SearchSpace
 
 MARKS = (0.05, 0.1, 0.2, 0.3)
 """Shares of the training of the whole table at which regret is looked at; runs end at the last."""

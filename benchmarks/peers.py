@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mvsearch.bench import BenchRow, bench
+from mvsearch.evaluate.bench import BenchRow, bench
 
 MODELS = (
     "mambavision_t",

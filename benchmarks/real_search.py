@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from mvsearch.front import hypervolume, pareto_front, point_of, reference_point
-from mvsearch.launch import processor
-from mvsearch.ledger import write_atomic
-from mvsearch.record import TRAIN
-from mvsearch.report.data import StudyData
-from mvsearch.study import find_study, load_study
+from mvsearch.driver.environment import processor
+from mvsearch.study.data import StudyData, load_study
+from mvsearch.study.files import write_atomic
+from mvsearch.study.folder import find_study
+from mvsearch.study.front import hypervolume, pareto_front, point_of, reference_point
+from mvsearch.study.record import TRAIN
 
 SAMPLERS = ("random", "known_cost")
 

@@ -43,17 +43,18 @@ from rich.table import Table as Printed
 from scipy.stats import wilcoxon
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import load_config
-from mvsearch.front import Point, hypervolume, pareto_front, point_of
-from mvsearch.halving import Halving, Run
-from mvsearch.observation import Observation
+from mvsearch.config.reading import load_config
+from mvsearch.models.features import Features
+from mvsearch.models.gaussian_process import QualityModel, fit_hyperparameters
+from mvsearch.models.throughput import ThroughputModel, made_of
 from mvsearch.samplers import KnownCostSampler
-from mvsearch.samplers.features import Features
+from mvsearch.samplers.halving import Halving, Run
 from mvsearch.samplers.known_cost import _Known
-from mvsearch.samplers.quality import QualityModel, fit_hyperparameters
-from mvsearch.samplers.throughput import ThroughputModel, made_of
-from mvsearch.space import SearchSpace
-from mvsearch.study import find_study, load_study
+from mvsearch.samplers.observation import Observation
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.data import load_study
+from mvsearch.study.folder import find_study
+from mvsearch.study.front import Point, hypervolume, pareto_front, point_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "samplers"

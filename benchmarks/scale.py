@@ -34,14 +34,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mvsearch.config import load_config
-from mvsearch.evaluate.job import Done, Event, Job, Progress
+from mvsearch.config.reading import load_config
+from mvsearch.driver.search import Search
+from mvsearch.driver.trials import connect, open_optuna_study
+from mvsearch.pool.job import Done, Event, Job, Progress
 from mvsearch.pool.replay import ReplayPool, ReplayWorker, Synthetic, _share
-from mvsearch.record import TIME, TRAIN
-from mvsearch.search import Search
-from mvsearch.space import SearchSpace
-from mvsearch.storage import connect, open_optuna_study
-from mvsearch.study import StudyFolder
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.folder import StudyFolder
+from mvsearch.study.record import TIME, TRAIN
 
 TIMING_S, TRAINING_S = 5.0, 55.0
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from plotly.graph_objects import Figure
 
+from mvsearch.analysis.findings import Findings
 from mvsearch.report import figures
-from mvsearch.study import find_study, load_study
+from mvsearch.study.data import load_study
+from mvsearch.study.folder import find_study
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["front", "ratio"])
     args = parser.parse_args()
     folder = find_study(args.study)
-    drawn = figures(load_study(folder))
+    drawn = figures(Findings(load_study(folder)))
     for name in args.names:
         figure = drawn[name]
         height = (figure.layout.height or 560) + 40

@@ -13,11 +13,11 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambavision.files import scratch_folder
 from mambavision.layout import HybridLayout, LayoutError, StageLayout, first_part, last_half
 
 if TYPE_CHECKING:
@@ -172,6 +172,26 @@ def load_entry_config(name: str) -> dict[str, Any]:
     return config
 
 
+def load_entry(name: str) -> tuple[dict[str, Any], HybridLayout]:
+    """The configuration of an entry (`load_entry_config`), which says how its images are prepared, and its layout.
+
+    Raises:
+        LibraryError: if there is no such entry, or its file is damaged or lacks what a user of its images needs.
+    """
+    config = load_entry_config(name)
+    for field in ("input_size", "mean", "std"):
+        if field not in config:
+            raise LibraryError(f"{name}: its config.json lacks {field}")
+    return config, _layout(name, config)
+
+
+def _layout(name: str, config: Mapping[str, Any]) -> HybridLayout:
+    try:
+        return HybridLayout.from_dict(config["layout"])
+    except LayoutError as error:
+        raise LibraryError(f"{name}: its config.json holds no valid layout ({error})") from None
+
+
 def _preparation_problem(config: Mapping[str, Any], in_chans: Any) -> str | None:
     """What is wrong with what an entry says of its classes and images; None if nothing is."""
 
@@ -258,12 +278,8 @@ def create_model(
     from mambavision.model import MambaVision
     from mambavision.released import load_released_weights
 
-    try:
-        layout = HybridLayout.from_dict(config["layout"])
-    except LayoutError as error:
-        raise LibraryError(f"{name}: its config.json holds no valid layout ({error})") from None
     model = MambaVision(
-        layout.override(**overrides),
+        _layout(name, config).override(**overrides),
         num_classes=config["num_classes"] if num_classes is None else num_classes,
         in_chans=config["in_chans"] if in_chans is None else in_chans,
         drop_path_rate=config.get("drop_path_rate", 0.0) if drop_path_rate is None else drop_path_rate,
@@ -361,9 +377,8 @@ def save_entry(
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the rename below is one step of the file system; a dot hides it from list_models.
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-        new = Path(scratch) / "new"
+    with scratch_folder(folder) as scratch:  # hidden from list_models by its dot
+        new = scratch / "new"
         new.mkdir()
         (new / "config.json").write_text(data, encoding="utf-8")
         (new / "card.md").write_text(card, encoding="utf-8")
@@ -372,7 +387,7 @@ def save_entry(
         if complete is not None:
             complete(new)
         if overwrite and folder.exists():
-            os.rename(folder, Path(scratch) / "old")
+            os.rename(folder, scratch / "old")
         try:
             os.rename(new, folder)
         except OSError as error:

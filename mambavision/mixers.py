@@ -31,8 +31,10 @@ class ScanMixer(nn.Module):
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
-        self.D._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the scan's parameters, which decay would pull away from where they start."""
+        return {"A_log", "D", "dt_proj.bias"}
 
     @torch.no_grad()
     def reset_dt(self) -> None:
@@ -40,7 +42,6 @@ class ScanMixer(nn.Module):
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-        self.dt_proj.bias._no_weight_decay = True  # type: ignore[attr-defined]
 
     def _scan(self, x_BLE: Tensor, *, bias_twice: bool) -> Tensor:
         """(B, L, E) to (B, L, E)."""

@@ -283,8 +283,9 @@ class MambaVision(nn.Module):
     # -- what timm asks of a model ------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the scan's parameters (A_log, D, dt bias), which decay would pull away from where they start."""
-        return {name for name, param in self.named_parameters() if getattr(param, "_no_weight_decay", False)}
+        """Names of what its mixers spare from weight decay: A_log, D and dt bias of each scan."""
+        mixers = [(prefix, mixer) for prefix, mixer in self.named_modules() if isinstance(mixer, ScanMixer)]
+        return {f"{prefix}.{name}" for prefix, mixer in mixers for name in mixer.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters from stem to head, for layer-wise learning rates.

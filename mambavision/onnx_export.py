@@ -5,17 +5,16 @@ torch and the packages of the extra ``onnx`` are imported when something is expo
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambavision.files import scratch_folder
 from mambavision.layout import LayoutError
 
 if TYPE_CHECKING:
@@ -86,42 +85,21 @@ def export_onnx(
     # More than one image in the trace, or the batch would be taken for a constant.
     batch = 2 if dynamic_batch else 1
     image = torch.zeros(batch, inner.in_chans, height, width, device="cpu")
-    with _scratch(path) as scratch, torch.no_grad():
-        outputs = [name for name, _ in _named(twin(image))]
-        try:
-            with warnings.catch_warnings():
-                # Notes of torch's exporter on its own insides; what matters is raised, or found by the check below.
-                warnings.simplefilter("ignore")
-                program = torch.onnx.export(
-                    twin,
-                    (image,),
-                    input_names=["image"],
-                    output_names=outputs,
-                    opset_version=opset,
-                    dynamic_shapes=({0: "batch"},) if dynamic_batch else None,
-                    custom_translation_table=translation_table(),
-                    dynamo=True,
-                    verbose=False,
-                )
-        except Exception as error:
-            raise ExportError(f"model: torch.onnx cannot export it ({_root_cause(error)})") from error
-        assert program is not None
-        program.model.metadata_props.update(_metadata(inner, (height, width)))
-        size = sum(tensor.nbytes for tensor in twin.state_dict().values())
-        try:
+    try:
+        with scratch_folder(path) as scratch, torch.no_grad():
+            program = _exported(twin, image, opset, dynamic_batch)
+            program.model.metadata_props.update(_metadata(inner, (height, width)))
+            size = sum(tensor.nbytes for tensor in twin.state_dict().values())
             program.save(scratch / path.name, external_data=size > EMBEDDED_BYTES)
-        except OSError as error:
-            raise ExportError(f"path: {str(path)!r} cannot be written ({error})") from None
-        if verify:
-            generator = torch.Generator().manual_seed(0)
-            count = 3 if dynamic_batch else 1  # another number than in the trace
-            _verify(scratch / path.name, twin, torch.randn(count, *image.shape[1:], generator=generator))
-        try:
+            if verify:
+                generator = torch.Generator().manual_seed(0)
+                count = 3 if dynamic_batch else 1  # another number than in the trace
+                _verify(scratch / path.name, twin, torch.randn(count, *image.shape[1:], generator=generator))
             # The weights first: what names them must not come before them.
             for file in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
                 os.replace(file, path.parent / file.name)
-        except OSError as error:
-            raise ExportError(f"path: {str(path)!r} cannot be written ({error})") from None
+    except OSError as error:
+        raise ExportError(f"path: {str(path)!r} cannot be written ({error})") from None
     return path
 
 
@@ -257,15 +235,30 @@ def _check_size(model: MambaVision, image_size: int | tuple[int, int]) -> tuple[
     return sizes[0], sizes[1]
 
 
-@contextlib.contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
-    """A folder beside the file, so that moving the file to its name is one step of the file system."""
+def _exported(model: nn.Module, image: Tensor, opset: int, dynamic_batch: bool) -> Any:
+    """torch's ONNX program of a model, traced with an image. Raises ExportError if torch cannot make one."""
+    import torch
+
+    outputs = [name for name, _ in _named(model(image))]
     try:
-        scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
-    except OSError as error:
-        raise ExportError(f"path: {str(path)!r} cannot be written ({error})") from None
-    with scratch as name:
-        yield Path(name)
+        with warnings.catch_warnings():
+            # Notes of torch's exporter on its own insides; what matters is raised, or found by the check of the file.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (image,),
+                input_names=["image"],
+                output_names=outputs,
+                opset_version=opset,
+                dynamic_shapes=({0: "batch"},) if dynamic_batch else None,
+                custom_translation_table=translation_table(),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"model: torch.onnx cannot export it ({_root_cause(error)})") from error
+    assert program is not None
+    return program
 
 
 def _named(outputs: Tensor | list[Tensor]) -> list[tuple[str, Tensor]]:

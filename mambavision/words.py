@@ -1,4 +1,4 @@
-"""Numbers and times as a person reads them."""
+"""Numbers, times and errors as a person reads them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ def duration(seconds: float) -> str:
 def plural(number: int, noun: str, many: str | None = None) -> str:
     """``"1 epoch"``, ``"7 epochs"``; `many` where an s does not do."""
     return f"{number:,} {noun if number == 1 else many or f'{noun}s'}"
+
+
+def reason(error: object) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or repr(error)).splitlines()[0]

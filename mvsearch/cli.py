@@ -26,7 +26,7 @@ class _Verbs(TyperGroup):
             if found is None:
                 raise
             code = found
-            from mvsearch.terminal import complain
+            from mvsearch.terminal.live import complain
 
             stopped = isinstance(error, SystemExit)
             complain(
@@ -45,7 +45,7 @@ class _Verbs(TyperGroup):
 def _exit_code(error: BaseException) -> int | None:
     """2 for bad input, 1 for a search that failed, 128 + signal for an interruption; None for a fault of ours."""
     kind = type(error)
-    if kind.__name__ == "Interrupted" and kind.__module__ == "mvsearch.stop":
+    if kind.__name__ == "Interrupted" and kind.__module__ == "mvsearch.driver.stop":
         return 128 + error.signum  # type: ignore[attr-defined]
     if isinstance(error, SystemExit):
         return 128 + signal.SIGTERM if error.code == signal.SIGTERM else None
@@ -119,68 +119,71 @@ def launch(
     studies: Studies = Path("studies"),
 ) -> None:
     """Search a space; the same command goes on with a study that was stopped."""
-    from mvsearch import terminal
-    from mvsearch.config import load_config
+    from mambavision.look import console
+    from mvsearch.config.reading import load_config
+    from mvsearch.terminal import live, tables
 
     # Until the search has its own handler; Ray sets one that ends the same way.
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
-    out = terminal.console()
+    out = console()
     config = load_config(space, overrides or [])
     if design is not None:
         with out.status("loading PyTorch and the data …"):
-            from mvsearch.launch import designed
+            from mvsearch.driver.launch import designed
         config = designed(config, design.value, named=any(one.startswith("name=") for one in overrides or []))
     if dry_run:
         with out.status("loading PyTorch and the data …"):
-            from mvsearch.launch import Where
-            from mvsearch.launch import dry_run as pretend
+            from mvsearch.driver.dry_run import dry_run as pretend
+            from mvsearch.pool.opening import Resources
         done = pretend(
             config,
             studies=studies,
-            where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+            where=Resources(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
             timings=timings,
-            view=terminal.NoticesOnly(out),
-            on_space=lambda searched, pool, new, done: terminal.print_start(
+            view=live.NoticesOnly(out),
+            on_space=lambda searched, pool, new, done: tables.print_start(
                 out, searched, pool.description, new=new, done=done
             ),
         )
-        terminal.print_dry_run(out, config.name, done)
+        tables.print_dry_run(out, config.name, done)
         return
     from mvsearch.pool.ray_pool import connecting
 
-    view = terminal.LaunchView(out)
+    view = live.LaunchView(out)
     with connecting(workers, address):  # while PyTorch is imported here
         with out.status("loading PyTorch and the data …"):
-            from mvsearch.launch import Where
-            from mvsearch.launch import launch as run
+            from mvsearch.driver.launch import launch as run
+            from mvsearch.pool.opening import Resources
         with view.running():
-            folder, study, outcome = run(
+            folder, findings, outcome = run(
                 config,
                 studies=studies,
-                where=Where(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+                where=Resources(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
                 timings=timings,
                 view=view,
-                on_space=lambda searched, pool, new, done: terminal.print_start(
+                on_space=lambda searched, pool, new, done: tables.print_start(
                     out, searched, pool.description, new=new, done=done
                 ),
             )
     files = [str(folder.path / name) for name in ("trials.csv", "front.csv", "report.html")]
-    terminal.print_outcome(out, study, files, folder.argument, outcome)
+    tables.print_outcome(out, findings.study, files, folder.argument, outcome)
 
 
 @app.command()
 def space(space: Space, overrides: Overrides = None) -> None:
     """Show what a search space holds, without training anything."""
-    from mvsearch import terminal
-    from mvsearch.config import load_config
-    from mvsearch.launch import data_shape
-    from mvsearch.space import SearchSpace, describe
+    from mambavision.look import console
+    from mvsearch.config.reading import load_config
+    from mvsearch.evaluate.images import data_shape
+    from mvsearch.space.describe import describe
+    from mvsearch.space.space import SearchSpace
+    from mvsearch.terminal import tables
 
     config = load_config(space, overrides or [])
     classes, channels, notice = data_shape(config)
     searched = SearchSpace(config, num_classes=classes, in_chans=channels)
     searched.check()
-    terminal.print_space(terminal.console(), describe(searched), notice=notice)
+    tables.print_space(console(), describe(searched), notice=notice)
 
 
 @app.command()
@@ -189,7 +192,7 @@ def init(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The YAML to write.")] = Path("search.yaml"),
 ) -> None:
     """Write a search space for your own image folder, with comments."""
-    from mvsearch.init import write_template
+    from mvsearch.config.template import write_template
 
     write_template(data, out)
     written = shlex.quote(str(out))
@@ -199,7 +202,8 @@ def init(
 @app.command()
 def report(study: Study, studies: Studies = Path("studies")) -> None:
     """Write trials.csv, front.csv and report.html of a study anew."""
-    from mvsearch.study import find_study, write_results
+    from mvsearch.driver.results import write_results
+    from mvsearch.study.folder import find_study
 
     folder = find_study(study, studies)
     write_results(folder)
@@ -213,17 +217,20 @@ def front(
     studies: Studies = Path("studies"),
 ) -> None:
     """Print the Pareto front of a study."""
-    from mvsearch.study import find_study, load_study
+    from mvsearch.analysis.findings import Findings
+    from mvsearch.study.data import load_study
+    from mvsearch.study.folder import find_study
 
-    loaded = load_study(find_study(study, studies))
+    findings = Findings(load_study(find_study(study, studies)))
     if format is Format.table:
-        from mvsearch import terminal
+        from mambavision.look import console
+        from mvsearch.terminal import tables
 
-        terminal.print_front(terminal.console(), loaded)
+        tables.print_front(console(), findings)
         return
     from mvsearch.report import front_table
 
-    table = front_table(loaded)
+    table = front_table(findings)
     typer.echo(
         table.to_csv(index=False) if format is Format.csv else table.to_json(orient="records", indent=2), nl=False
     )
@@ -236,19 +243,21 @@ def insight(
     studies: Studies = Path("studies"),
 ) -> None:
     """Say what ratio, placement, state and width do, at matched parameters and throughput."""
-    from mvsearch.study import find_study, load_study
+    from mvsearch.study.folder import find_study
 
     folder = find_study(study, studies)
-    loaded = load_study(folder)
     if format is Format.table:
-        from mvsearch import terminal
-        from mvsearch.integrations.importance import with_importance
+        from mambavision.look import console
+        from mvsearch.driver.results import read_findings
+        from mvsearch.terminal import tables
 
-        terminal.print_insight(terminal.console(), with_importance(loaded), f"mvsearch report {folder.argument}")
+        tables.print_insight(console(), read_findings(folder), f"mvsearch report {folder.argument}")
         return
-    from mvsearch.report.insight import Insight, insight_table
+    from mvsearch.analysis.insight import Insight
+    from mvsearch.report.insight_words import insight_table
+    from mvsearch.study.data import load_study
 
-    table = insight_table(Insight(loaded))
+    table = insight_table(Insight(load_study(folder)))
     typer.echo(
         table.to_csv(index=False) if format is Format.csv else table.to_json(orient="records", indent=2), nl=False
     )
@@ -263,10 +272,13 @@ def compare(
     studies: Studies = Path("studies"),
 ) -> None:
     """Compare studies of the same data and timing: fronts, hypervolumes, layouts in common."""
-    from mvsearch import terminal
-    from mvsearch.ledger import StudyError
-    from mvsearch.report.compare import Comparison, write_comparison
-    from mvsearch.study import find_study, load_study
+    from mambavision.look import console
+    from mvsearch.analysis.comparison import Comparison
+    from mvsearch.report.page_compare import write_comparison
+    from mvsearch.study.data import load_study
+    from mvsearch.study.files import StudyError
+    from mvsearch.study.folder import find_study
+    from mvsearch.terminal import tables
 
     if len(studies_) < 2:
         raise StudyError("compare: 1 study given; two or more are needed")
@@ -276,18 +288,19 @@ def compare(
         raise StudyError(f"out: {path} {why}; choose another file")
     found = Comparison([load_study(find_study(name, studies)) for name in studies_])
     write_comparison(found, path)
-    terminal.print_comparison(terminal.console(), found, str(path))
+    tables.print_comparison(console(), found, str(path))
 
 
 @app.command()
 def status(study: Study, studies: Studies = Path("studies")) -> None:
     """Show how far a search, calibrate or confirm is, from another terminal; nothing is touched."""
-    from mvsearch import terminal
-    from mvsearch.status import read_status
-    from mvsearch.study import find_study
+    from mambavision.look import console
+    from mvsearch.driver.status import read_status
+    from mvsearch.study.folder import find_study
+    from mvsearch.terminal import tables
 
     folder = find_study(study, studies)
-    terminal.print_status(terminal.console(), read_status(folder), folder.argument, folder.launch_command)
+    tables.print_status(console(), read_status(folder), folder.argument, folder.launch_command)
 
 
 @app.command()
@@ -297,9 +310,9 @@ def dashboard(
     studies: Studies = Path("studies"),
 ) -> None:
     """Serve optuna-dashboard on a study, also while it runs; Ctrl-C ends it."""
-    from mvsearch.config import load_config
-    from mvsearch.storage import open_dashboard
-    from mvsearch.study import find_study
+    from mvsearch.config.reading import load_config
+    from mvsearch.driver.trials import open_dashboard
+    from mvsearch.study.folder import find_study
 
     folder = find_study(study, studies)
     url = load_config(folder.config).storage
@@ -309,15 +322,17 @@ def dashboard(
 @app.command("list")
 def list_(studies: Studies = Path("studies")) -> None:
     """Name the studies here."""
-    from mvsearch import terminal
-    from mvsearch.study import describe_study, list_studies
+    from mambavision.look import console
+    from mvsearch.study.data import describe_study
+    from mvsearch.study.folder import list_studies
+    from mvsearch.terminal import tables
 
     found = list_studies(studies)
     if not found:
         among = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
         typer.echo(f"No studies in {studies}/ yet. Next: mvsearch launch stagewise{among}")
         return
-    terminal.print_studies(terminal.console(), [(folder.name, describe_study(folder)) for folder in found])
+    tables.print_studies(console(), [(folder.name, describe_study(folder)) for folder in found])
 
 
 @app.command()
@@ -338,11 +353,12 @@ def bench(
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
 ) -> None:
     """Time models side by side; ratios are to the first."""
-    from mvsearch import terminal
+    from mambavision.look import console
+    from mvsearch.terminal import tables
 
-    out = terminal.console(stderr=format is not Format.table)
+    out = console(stderr=format is not Format.table)
     with out.status("loading PyTorch and the models …") as status:
-        from mvsearch.bench import bench as run
+        from mvsearch.evaluate.bench import bench as run
 
         rows, conditions = run(
             models,
@@ -358,7 +374,7 @@ def bench(
             on_row=lambda row, conditions: status.update(f"timed {row.name}: {row.images_per_second:,.1f} img/s"),
         )
     if format is Format.table:
-        terminal.print_bench(out, rows, conditions)
+        tables.print_bench(out, rows, conditions)
         return
     import pandas
 
@@ -390,7 +406,7 @@ def calibrate(
     studies: Studies = Path("studies"),
 ) -> None:
     """Train a sample of a study's layouts long: does the proxy rank them as long training does?"""
-    from mvsearch.repeat import plan_calibrate
+    from mvsearch.analysis.plans import plan_calibrate
 
     _repeat(
         study,
@@ -413,7 +429,7 @@ def confirm(
     studies: Studies = Path("studies"),
 ) -> None:
     """Train the front of a study again with fresh seeds and measure it on the test split."""
-    from mvsearch.repeat import plan_confirm
+    from mvsearch.analysis.plans import plan_confirm
 
     _repeat(
         study,
@@ -425,27 +441,28 @@ def confirm(
 
 
 def _repeat(study: str, studies: Path, make_plan: Any, where: tuple[Any, ...], hours: float | None) -> None:
-    from mvsearch import terminal
-    from mvsearch.repeat import repeat
-    from mvsearch.study import find_study
+    from mambavision.look import console
+    from mvsearch.study.folder import find_study
+    from mvsearch.terminal import live, tables
 
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
-    out = terminal.console()
+    out = console()
     folder = find_study(study, studies)
     with out.status("loading PyTorch and the data …"):
-        from mvsearch.launch import Where
-    view = terminal.LaunchView(out)
+        from mvsearch.driver.repeat import repeat
+        from mvsearch.pool.opening import Resources
+    view = live.LaunchView(out)
     with view.running():
-        measured, outcome = repeat(
+        findings, outcome = repeat(
             folder,
             make_plan,
-            where=Where(*where),
+            where=Resources(*where),
             hours=hours,
             view=view,
-            on_start=lambda plan, pool, done: terminal.print_repeat_start(out, plan, pool.description, done),
+            on_start=lambda plan, pool, done: tables.print_repeat_start(out, plan, pool.description, done),
         )
     files = [str(folder.path / "front.csv"), str(folder.report)]
-    terminal.print_repeat(out, measured, outcome, files, folder.argument)
+    tables.print_repeat(out, findings, outcome, files, folder.argument)
 
 
 @app.command()
@@ -457,21 +474,21 @@ def timings(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table to write.")] = Path("timings.csv"),
 ) -> None:
     """Time layouts of a space on this device, for a search on another (throughput.file)."""
-    from mvsearch import terminal
-    from mvsearch.config import load_config
-    from mvsearch.ledger import StudyError, write_atomic
+    from mambavision.look import console
+    from mvsearch.config.reading import load_config
+    from mvsearch.study.files import StudyError, write_atomic
 
     if out.exists() or not out.parent.is_dir():
         why = "is there already" if out.exists() else "is in a folder that is not there"
         raise StudyError(f"out: {out} {why}; choose another file")
     config = load_config(space, overrides or [])
-    shown = terminal.console()
+    shown = console()
     with shown.status("loading PyTorch …") as status:
         import pandas
 
-        from mvsearch.bench import bench_space
-        from mvsearch.launch import data_shape
-        from mvsearch.space import SearchSpace
+        from mvsearch.evaluate.bench import bench_space
+        from mvsearch.evaluate.images import data_shape
+        from mvsearch.space.space import SearchSpace
 
         classes, channels, notice = data_shape(config)
         if notice:
@@ -508,15 +525,17 @@ def export(
     studies: Studies = Path("studies"),
 ) -> None:
     """Write layouts of the front, with weights and card, into the model library."""
-    from mvsearch import terminal
-    from mvsearch.export import export as run
-    from mvsearch.study import find_study, load_study
+    from mvsearch.analysis.findings import Findings
+    from mvsearch.export.entry import export as run
+    from mvsearch.study.data import load_study
+    from mvsearch.study.folder import find_study
+    from mvsearch.terminal import tables
 
     folder = find_study(study, studies)
-    loaded = load_study(folder)
+    findings = Findings(load_study(folder))
     exported = run(
         folder,
-        loaded,
+        findings,
         pick,
         name=name,
         overwrite=overwrite,
@@ -527,8 +546,8 @@ def export(
     )
     for entry in exported:
         typer.echo(f"Written: {entry.folder}")
-        typer.echo(f"  {terminal.weights_words(entry.weights)}")
-    if not loaded.confirmation:
+        typer.echo(f"  {tables.weights_words(entry.weights)}")
+    if not findings.confirmation:
         typer.echo(
             f"Not confirmed yet: mvsearch confirm {folder.argument} trains the front again, on the test split too."
         )

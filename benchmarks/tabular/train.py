@@ -28,13 +28,16 @@ import pandas as pd
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import StudyConfig, load_config
-from mvsearch.evaluate.job import Done, Job
+from mvsearch.config.reading import load_config
+from mvsearch.config.sections import StudyConfig
+from mvsearch.driver.environment import processor
+from mvsearch.evaluate.images import load_study_data
 from mvsearch.evaluate.worker import TrainingWorker
-from mvsearch.launch import load_study_data, processor
-from mvsearch.ledger import Ledger, repair_tail, write_atomic
-from mvsearch.record import TIME, TRAIN, Evaluation
-from mvsearch.space import SearchSpace
+from mvsearch.pool.job import Done, Job
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.files import repair_tail, write_atomic
+from mvsearch.study.ledger import Ledger
+from mvsearch.study.record import TIME, TRAIN, Evaluation
 
 
 def layouts_of(space: SearchSpace) -> dict[str, HybridLayout]:

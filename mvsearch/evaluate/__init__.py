@@ -1,1 +1,1 @@
-"""What one job does on one device: train the proxy, time the deployed layout."""
+"""What is measured of a layout on a device: trainings, throughput, memory."""

@@ -16,10 +16,10 @@ from mambavision.layout import HybridLayout
 from mambavision.scan import scan_path
 from mvsearch.evaluate import throughput
 from mvsearch.evaluate.gate import DeviceGate
-from mvsearch.evaluate.job import DeviceBroken, Done, Job, Progress
 from mvsearch.evaluate.memory import is_out_of_memory, peak_memory, reset_peak_memory
 from mvsearch.evaluate.proxy import DeviceData, EpochDone, ProxyResult, train, used_dtype
-from mvsearch.record import FAIL, TIME
+from mvsearch.pool.job import DeviceBroken, Done, Job, Progress
+from mvsearch.study.record import FAIL, TIME
 
 
 class _OverLimit(Exception):

@@ -1,1 +1,1 @@
-"""What other tools bring to a study, and what a study brings to them."""
+"""mvsearch inside other tools."""

@@ -19,9 +19,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import parse_spec_vars
 
 from mambavision.layout import HybridLayout, LayoutError
-from mvsearch.ledger import write_atomic
 from mvsearch.samplers import KnownCostSampler
-from mvsearch.space import SearchSpace, SpaceError
+from mvsearch.space.space import SearchSpace
+from mvsearch.space.stage import SpaceError
+from mvsearch.study.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

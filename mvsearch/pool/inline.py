@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from mvsearch.evaluate.job import DeviceBroken, Event, Job, Lost, Started, Worker, WorkerFactory
-from mvsearch.pool import PoolFailed
+from mvsearch.pool.job import DeviceBroken, Event, Job, Lost, Started, Worker, WorkerFactory
+from mvsearch.pool.pool import PoolFailed
 
 
 class InlinePool:

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mvsearch.evaluate.job import Done, Event, Job, Lost, Notice, Progress, Started, WorkerFactory
-from mvsearch.pool import PoolError, PoolFailed
-from mvsearch.record import FAIL
+from mvsearch.pool.job import Done, Event, Job, Lost, Notice, Progress, Started, WorkerFactory
+from mvsearch.pool.pool import PoolError, PoolFailed
+from mvsearch.study.record import FAIL
 
 PLACE_S = 10.0
 """Seconds after which a worker that has no place in the cluster yet is spoken of."""

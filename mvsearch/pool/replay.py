@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mvsearch.evaluate.job import Done, Event, Job, Lost, Progress, Started, Worker, WorkerFactory
-from mvsearch.record import FAIL, TIME, TRAIN, Evaluation
+from mvsearch.pool.job import Done, Event, Job, Lost, Progress, Started, Worker, WorkerFactory
+from mvsearch.study.record import FAIL, TIME, TRAIN, Evaluation
 
 
 class ReplayPool:

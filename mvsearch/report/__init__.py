@@ -1,10 +1,23 @@
-"""The report: records → data → figures → one self-contained HTML page, and the tables beside it.
+"""What a study shows: tables, figures, the page."""
 
-pandas and plotly are imported when a table or a figure is made, not before.
-"""
+from typing import TYPE_CHECKING
 
-from mvsearch.report.data import StudyData, front_table, trials_table, write_tables
-from mvsearch.report.drawing import figures
-from mvsearch.report.page import write_report
+from mvsearch import lazily
 
-__all__ = ["StudyData", "figures", "front_table", "trials_table", "write_report", "write_tables"]
+if TYPE_CHECKING:
+    from mvsearch.report.drawing import figures
+    from mvsearch.report.page import write_report
+    from mvsearch.report.tables import front_table, trials_table, write_tables
+
+__all__ = ["figures", "front_table", "trials_table", "write_report", "write_tables"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "figures": "drawing",
+        "write_report": "page",
+        "front_table": "tables",
+        "trials_table": "tables",
+        "write_tables": "tables",
+    },
+)

@@ -10,26 +10,26 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
-from mvsearch.front import DOMINATED, hypervolume_history, quality_se
-from mvsearch.record import TrialRecord
-from mvsearch.report.data import StudyData, device_hours, picks
-from mvsearch.report.insight import (
+from mvsearch.analysis.calibration import Calibration
+from mvsearch.analysis.confirmation import Confirmation
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.gains import device_hours, picks
+from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison
+from mvsearch.analysis.noise import DOMINATED, quality_se, study_noise
+from mvsearch.report.insight_words import (
     FACTOR_NAMES,
     MATCH_NAMES,
-    MODEL,
     NOT_ENOUGH,
     OUTCOME_NAMES,
-    REFERENCE,
-    Comparison,
-    Effect,
-    Insight,
     displayed,
     effect_words,
     source_words,
 )
+from mvsearch.report.strip import hover_strip
 from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
-from mvsearch.strip import hover_strip
-from mvsearch.trust import Calibration, Confirmation, study_noise
+from mvsearch.study.data import StudyData
+from mvsearch.study.front import hypervolume_history
+from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -39,40 +39,42 @@ _DECADE = (1, 1.5, 2, 3, 5, 7)
 _STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
 
 
-def figures(study: StudyData) -> dict[str, Figure]:
+def figures(findings: Findings) -> dict[str, Figure]:
     """All figures of a report by name, each with its title, so that it can stand alone.
 
     ``front`` (top-1 on the axis), ``front_nll``, ``ratio`` (one row a stage and factor: quality at matched parameters,
     quality at matched throughput, throughput at matched parameters), `ratio_name` of each part of it, and
     ``hypervolume``, ``calibration``, ``confirmation``. Those that a study has no data for are left out.
     """
-    insight = Insight(study)
-    made = page_figures(study, insight)
+    study = findings.study
+    insight = findings.insight
+    made = page_figures(findings)
     if any(one.known for one in insight.comparisons):
         made["ratio"] = ratio_figure(study, insight.comparisons)
     return made
 
 
-def page_figures(study: StudyData, insight: Insight) -> dict[str, Figure]:
+def page_figures(findings: Findings) -> dict[str, Figure]:
     """`figures` without ``ratio``: a page shows its parts, which a phone can stack."""
+    study, insight = findings.study, findings.insight
     made: dict[str, Figure] = {}
     if not study.complete:
         return made
-    made["front"] = front_figure(study, "top1")
-    made["front_nll"] = front_figure(study, "nll")
+    made["front"] = front_figure(findings, "top1")
+    made["front_nll"] = front_figure(findings, "nll")
     for one in insight.comparisons:
         if not one.known:
             continue  # a sentence says it
         made[ratio_name(one)] = ratio_figure(study, [one])
     made["hypervolume"] = hypervolume_figure(study)
-    if study.calibration and study.calibration.verdict:
-        made["calibration"] = calibration_figure(study.calibration)
-    if study.confirmation and study.confirmation.layouts:
-        made["confirmation"] = confirmation_figure(study, study.confirmation)
+    if findings.calibration and findings.calibration.verdict:
+        made["calibration"] = calibration_figure(findings.calibration)
+    if findings.confirmation and findings.confirmation.layouts:
+        made["confirmation"] = confirmation_figure(study, findings.confirmation)
     return made
 
 
-def ratio_name(comparison: Comparison) -> str:
+def ratio_name(comparison: FactorComparison) -> str:
     """Name of a comparison's figure, e.g. ``"ratio_stage2_share_nll_params"``."""
     one = comparison
     return f"ratio_stage{one.stage}_{one.factor}_{one.outcome}_{one.matched}"
@@ -110,13 +112,14 @@ def hover(record: TrialRecord) -> str:
     )
 
 
-def front_figure(study: StudyData, axis: str) -> Figure:
+def front_figure(findings: Findings, axis: str) -> Figure:
     """The front with quality on the vertical axis and throughput, logarithmic, on the other.
 
     Args:
         study: at least one complete layout.
         axis: ``"top1"`` or ``"nll"`` on the vertical axis. Which layouts are members does not depend on it.
     """
+    study = findings.study
     import plotly.graph_objects as go
 
     front = study.front
@@ -147,7 +150,7 @@ def front_figure(study: StudyData, axis: str) -> Figure:
         )
 
     def dominated(record: TrialRecord) -> bool:
-        judged = study.standings.get(record.key)
+        judged = findings.standings.get(record.key)
         return judged is None or judged.verdict == DOMINATED
 
     # Bars of a thousand dominated layouts would hide the front; theirs stay in the hover.
@@ -202,7 +205,7 @@ def front_figure(study: StudyData, axis: str) -> Figure:
     return figure
 
 
-def ratio_figure(study: StudyData, comparisons: Sequence[Comparison]) -> Figure:
+def ratio_figure(study: StudyData, comparisons: Sequence[FactorComparison]) -> Figure:
     """Kinds of a stage against the reference kind: a dot and its 95 % interval, hollow where a model says it.
 
     Args:
@@ -211,7 +214,7 @@ def ratio_figure(study: StudyData, comparisons: Sequence[Comparison]) -> Figure:
     """
     from plotly.subplots import make_subplots
 
-    rows: dict[tuple[int, str], list[Comparison]] = {}
+    rows: dict[tuple[int, str], list[FactorComparison]] = {}
     for one in comparisons:
         rows.setdefault((one.stage, one.factor), []).append(one)
     alone = len(comparisons) == 1
@@ -402,12 +405,12 @@ def base_layout(title: str, height: int) -> dict[str, Any]:
 _Box = tuple[float, float, float, float]
 
 
-def _ratio_heading(one: Comparison, between: str = " ") -> str:
+def _ratio_heading(one: FactorComparison, between: str = " ") -> str:
     where = f"Stage {one.stage}: " if one.stage else ""
     return f"{where}{OUTCOME_NAMES[one.outcome]} by {FACTOR_NAMES[one.factor]},{between}{MATCH_NAMES[one.matched]}"
 
 
-def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> None:
+def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int) -> None:
     labels = [f"{effect.label} (n = {effect.trials})" for effect in one.effects]
     scale = functools.partial(displayed, outcome=one.outcome)
     known: list[tuple[str, float, float, float, Effect]] = []
@@ -482,7 +485,7 @@ def _add_comparison(figure: Figure, one: Comparison, row: int, column: int) -> N
     figure.update_yaxes(autorange="reversed", gridcolor=GRID, automargin=True, ticksuffix="  ", **where)
 
 
-def _axis(value: float, one: Comparison) -> float:
+def _axis(value: float, one: FactorComparison) -> float:
     return _log10(value) if one.outcome == "throughput" else value
 
 

@@ -9,19 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvsearch.ledger import write_atomic
-from mvsearch.record import TrialRecord
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.gains import reordering
 from mvsearch.report import drawing
 from mvsearch.report.assets import CSS, SCRIPT
-from mvsearch.report.data import StudyData, reordering
-from mvsearch.report.insight import Insight
 from mvsearch.report.parts import plot, trial_names
 from mvsearch.report.section_first import first_screen
 from mvsearch.report.section_insight import insight_section
 from mvsearch.report.section_trials import layouts_json, trials_section
 from mvsearch.report.section_trust import trust_section
+from mvsearch.report.strip import html_strip, strip_css
 from mvsearch.report.words import count, duration, factor, listed, percent, plural, scaled
-from mvsearch.strip import html_strip, strip_css
+from mvsearch.study.data import StudyData
+from mvsearch.study.files import write_atomic
+from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -33,7 +34,7 @@ _POLICY = (
 )
 
 
-def write_report(study: StudyData, path: str | Path) -> None:
+def write_report(findings: Findings, path: str | Path) -> None:
     """Write the report as one HTML file; it works offline and from a folder.
 
     Args:
@@ -43,23 +44,24 @@ def write_report(study: StudyData, path: str | Path) -> None:
     Raises:
         OSError: if the file cannot be written; nothing is left half-written.
     """
-    write_atomic(Path(path), page(study))
+    write_atomic(Path(path), page(findings))
 
 
-def page(study: StudyData) -> str:
+def page(findings: Findings) -> str:
     """The report as HTML text, about 5 MB, nearly all of it plotly.js."""
-    insight = Insight(study)
+    study = findings.study
+    insight = findings.insight
     sections = [
-        first_screen(study),
-        _front(study),
-        trust_section(study),
-        insight_section(study, insight),
+        first_screen(findings),
+        _front(findings),
+        trust_section(findings),
+        insight_section(findings, insight),
         _search(study),
         _failures(study),
         trials_section(study),
         _conditions(study),
     ]
-    drawn = drawing.page_figures(study, insight)
+    drawn = drawing.page_figures(findings)
     return document(f"{study.name}: search report", "".join(sections), drawn, layouts_json(study))
 
 
@@ -100,7 +102,8 @@ def document(title: str, body: str, drawn: Mapping[str, Figure], layouts: str) -
 # -- the front -----------------------------------------------------------------------------------------------------
 
 
-def _front(study: StudyData) -> str:
+def _front(findings: Findings) -> str:
+    study = findings.study
     if not study.complete:
         return ""
     other = "NLL" if study.measure == "top1" else "top-1"
@@ -124,10 +127,10 @@ def _front(study: StudyData) -> str:
         "Vertical bars: one standard error over seeds."
         if study.seeds > 1
         else "No vertical bars: one seed."
-        if study.noise is None
+        if findings.noise is None
         else "Vertical bars: one standard error, from the noise between repeated trainings."
     )
-    if study.standings:
+    if findings.standings:
         bars += " Pale blue: cannot be told apart from the front."
     caption = (
         f"The front is decided by {own} and throughput. Filled: members of the front, joined by steps; hollow: "

@@ -6,9 +6,10 @@ import html
 import math
 from collections.abc import Sequence
 
-from mvsearch.record import TrialRecord
-from mvsearch.report.data import Difference, StudyData
+from mvsearch.analysis.gains import Difference
 from mvsearch.report.words import factor, fixed, listed, plural, points, with_error
+from mvsearch.study.data import StudyData
+from mvsearch.study.record import TrialRecord
 
 
 def capital(text: str) -> str:

@@ -6,17 +6,10 @@ import html
 import math
 from collections.abc import Sequence
 
-from mvsearch.record import TrialRecord
-from mvsearch.report.data import (
-    StudyData,
-    difference,
-    gains,
-    margin,
-    named_baseline,
-    picks,
-    pooled_se,
-    validation_images,
-)
+from mvsearch.analysis.calibration import RED
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.gains import gains, margin, named_baseline, picks, validation_images
+from mvsearch.analysis.noise import pooled_se
 from mvsearch.report.parts import (
     apart_words,
     baseline_name,
@@ -28,9 +21,9 @@ from mvsearch.report.parts import (
     table,
     times,
 )
+from mvsearch.report.strip import html_strip
 from mvsearch.report.words import count, duration, factor, fixed, percent, plural, scaled
-from mvsearch.strip import html_strip
-from mvsearch.trust import RED
+from mvsearch.study.record import TrialRecord
 
 PICK_TITLES = {"knee": "Best trade-off", "fastest": "Fastest", "most-accurate": "Most accurate"}
 _NAV = (
@@ -43,8 +36,9 @@ _NAV = (
 )
 
 
-def first_screen(study: StudyData) -> str:
+def first_screen(findings: Findings) -> str:
     """Name, the answer, the verdicts, the gains, and what limits them."""
+    study = findings.study
     complete, front = study.complete, study.front
     took = duration(study.ended - study.started)
     data = study.setting("proxy", "data", default="")
@@ -68,19 +62,20 @@ def first_screen(study: StudyData) -> str:
     records = {record.key: record for record in front}
     widest = max(stage["dim"] for record in front for stage in record.layout["stages"])
     (best, names), *others = [(records[key], which) for key, which in chosen.items()]
-    parts.append(f'<div class="answer">{_answer(study, best, names, widest)}{_verdicts(study, best)}</div>')
+    parts.append(f'<div class="answer">{_answer(findings, best, names, widest)}{_verdicts(findings, best)}</div>')
     if others:
-        cards = "".join(_card(study, record, which, widest) for record, which in others)
+        cards = "".join(_card(findings, record, which, widest) for record, which in others)
         parts.append(f'<h2>Or, at the ends of the front</h2><div class="picks">{cards}</div>')
-    parts.append(_gained(study))
-    parts.append('<h2 id="sure">How sure this is</h2>' + "".join(f"<p>{text}</p>" for text in _how_sure(study)))
+    parts.append(_gained(findings))
+    parts.append('<h2 id="sure">How sure this is</h2>' + "".join(f"<p>{text}</p>" for text in _how_sure(findings)))
     return "".join(parts)
 
 
-def _answer(study: StudyData, record: TrialRecord, which: Sequence[str], widest: int) -> str:
+def _answer(findings: Findings, record: TrialRecord, which: Sequence[str], widest: int) -> str:
     """The layout to take: its strip, its numbers, its margin over the named hand-made layout."""
+    study = findings.study
     title = _title(which)
-    confirmed = study.confirmation.of(record.key) if study.confirmation else None
+    confirmed = findings.confirmation.of(record.key) if findings.confirmation else None
     if confirmed:
         sd = confirmed.test.top1_sd
         spread = f" ± {100 * sd:.1f}" if sd is not None else ""
@@ -91,7 +86,7 @@ def _answer(study: StudyData, record: TrialRecord, which: Sequence[str], widest:
     return (
         f'<section class="take"><h2>Take this layout <span class="note">{html.escape(title)}</span></h2>'
         f'<div class="scroll big-strip">{html_strip(record.layout, scale=widest)}</div>'
-        f"{_warning(study)}{''.join(f'<p>{sentence}</p>' for sentence in margin_words(study, record))}"
+        f"{_warning(findings)}{''.join(f'<p>{sentence}</p>' for sentence in margin_words(findings, record))}"
         f"<p>{capital(quality)} · {count(record.images_per_second)} img/s · {scaled(record.params)} parameters · "
         f"{scaled(record.macs)} MACs</p>"
         f'<p class="note">{copy_button(record)} Trial {record.number}, <code>{html.escape(record.key)}</code></p>'
@@ -99,9 +94,9 @@ def _answer(study: StudyData, record: TrialRecord, which: Sequence[str], widest:
     )
 
 
-def _warning(study: StudyData) -> str:
+def _warning(findings: Findings) -> str:
     """On red the answer is not one."""
-    if study.calibration is None or study.calibration.verdict != RED:
+    if findings.calibration is None or findings.calibration.verdict != RED:
         return ""
     return (
         '<p class="bad"><b>The short trainings do not rank layouts as long ones do, so the order here is no reason to '
@@ -109,10 +104,11 @@ def _warning(study: StudyData) -> str:
     )
 
 
-def _verdicts(study: StudyData, best: TrialRecord) -> str:
+def _verdicts(findings: Findings, best: TrialRecord) -> str:
     """Three lines: does the proxy rank, does the winner hold, how far seeds move it."""
+    study = findings.study
     name = html.escape(study.name)
-    calibration, confirmation = study.calibration, study.confirmation
+    calibration, confirmation = findings.calibration, findings.confirmation
     if calibration is None:
         proxy = ("none", "Not calibrated", f"Whether short trainings rank as long ones do: mvsearch calibrate {name}")
     elif calibration.verdict is None or calibration.tau is None:
@@ -136,7 +132,7 @@ def _verdicts(study: StudyData, best: TrialRecord) -> str:
             "Confirmed",
             f"trained again with {plural(confirmation.seeds, 'fresh seed')}, on the test split",
         )
-    noise = study.noise
+    noise = findings.noise
     if study.seeds > 1:
         seeds = ("plain", f"n = {study.seeds} seeds a layout", "")
     else:
@@ -156,24 +152,26 @@ def _title(which: Sequence[str]) -> str:
     return titles[0] + "".join(f", {t[0].lower()}{t[1:]}" for t in titles[1:])
 
 
-def _card(study: StudyData, record: TrialRecord, which: Sequence[str], widest: int) -> str:
+def _card(findings: Findings, record: TrialRecord, which: Sequence[str], widest: int) -> str:
+    study = findings.study
     speed = f"{factor(record.ratio)} the reference, {count(record.images_per_second)} img/s"
     return f"""<section class="pick"><h3>{html.escape(_title(which))}</h3>
 <div class="scroll">{html_strip(record.layout, scale=widest)}</div>
 <p class="big">{quality_words(study, record)}</p>
 <p>{speed} · {scaled(record.params)} parameters · {scaled(record.macs)} MACs</p>
-{"".join(f"<p>{sentence}</p>" for sentence in margin_words(study, record))}
+{"".join(f"<p>{sentence}</p>" for sentence in margin_words(findings, record))}
 <p class="note">{copy_button(record)} Trial {record.number}, <code>{html.escape(record.key)}</code></p></section>"""
 
 
-def margin_words(study: StudyData, record: TrialRecord) -> list[str]:
+def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
     """Against the hand-made layouts: the named one, the best at its speed or faster, the fastest at its quality."""
+    study = findings.study
     baselines, named = study.baselines, named_baseline(study)
     if not baselines or named is None:
         return ["No hand-made layout is complete, so there is nothing to compare it with."]
     if record.baseline and record.key == named.key:
         return [f"This is the hand-made layout {baseline_name(record)} itself: the search found none better here."]
-    against = difference(study, record, named)
+    against = findings.difference(record, named)
     sentences = [
         f'<b class="big">{times(record, named)} the speed of the hand-made {baseline_name(named)}, '
         f"{difference_words(study, against)}</b> <span class=note>({interval_words(against)})</span>"
@@ -183,7 +181,7 @@ def margin_words(study: StudyData, record: TrialRecord) -> list[str]:
         return sentences
     found = margin(record, baselines, study.measure)
     if found.at_speed and found.at_speed.key != named.key:
-        gain = difference_words(study, difference(study, record, found.at_speed))
+        gain = difference_words(study, findings.difference(record, found.at_speed))
         sentences.append(
             f"The best hand-made layout at its speed or faster is {baseline_name(found.at_speed)}: {gain}."
         )
@@ -197,7 +195,8 @@ def margin_words(study: StudyData, record: TrialRecord) -> list[str]:
     return sentences
 
 
-def _gained(study: StudyData) -> str:
+def _gained(findings: Findings) -> str:
+    study = findings.study
     found = gains(study)
     if not found:
         return ""
@@ -205,7 +204,7 @@ def _gained(study: StudyData) -> str:
     for gain in found:
         base = gain.baseline
         kept = "stays on the front"
-        against = difference(study, gain.better, base)
+        against = findings.difference(gain.better, base)
         if gain.better.key != base.key:
             interval = interval or interval_words(against)
         better = kept if gain.better.key == base.key else _replacement(gain.better, difference_words(study, against))
@@ -237,15 +236,16 @@ def _replacement(record: TrialRecord, gain: str) -> str:
     return f"{gain} (trial {record.number})<br>{html_strip(record.layout, numbers=False)}"
 
 
-def _how_sure(study: StudyData) -> list[str]:
+def _how_sure(findings: Findings) -> list[str]:
+    study = findings.study
     sentences = []
     images = validation_images(study)
     if study.seeds <= 1:
-        known = "" if study.noise is None else " in the search"
+        known = "" if findings.noise is None else " in the search"
         sentences.append(
             f"<b>Each layout was trained once{known} (n = 1 seed), so no error bars are available</b>: how far a value "
             "would move with another seed is not known from this study, and small differences may be chance."
-            if study.noise is None or study.noise.sd == 0
+            if findings.noise is None or findings.noise.sd == 0
             else "<b>Each layout was trained once in the search (n = 1 seed)</b>; trainings repeated by calibrate or "
             "confirm say how far a value moves with its seed. Error bars are that noise, pooled over layouts."
         )

@@ -6,18 +6,16 @@ import html
 import math
 from collections.abc import Sequence
 
-from mvsearch.record import TrialRecord
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.insight import CALIPER, FactorComparison, Insight
+from mvsearch.analysis.noise import pooled_se
+from mvsearch.analysis.pairs import MIN_TRIALS
 from mvsearch.report import drawing
-from mvsearch.report.data import StudyData, pooled_se
-from mvsearch.report.insight import (
-    CALIPER,
+from mvsearch.report.insight_words import (
     FACTOR_NAMES,
     MATCH_NAMES,
-    MIN_TRIALS,
     NOT_ENOUGH,
     OUTCOME_NAMES,
-    Comparison,
-    Insight,
     comparison_words,
     effect_words,
     headlines,
@@ -25,14 +23,17 @@ from mvsearch.report.insight import (
     unsupported,
 )
 from mvsearch.report.parts import apart_words, capital, nll_words
+from mvsearch.report.strip import html_strip
 from mvsearch.report.words import DASH, factor, listed, percent, scaled, with_error
-from mvsearch.strip import html_strip
+from mvsearch.study.data import StudyData
+from mvsearch.study.record import TrialRecord
 
 
-def insight_section(study: StudyData, insight: Insight) -> str:
+def insight_section(findings: Findings, insight: Insight) -> str:
+    study = findings.study
     if not insight.stages:
         return ""
-    groups: dict[tuple[int, str], list[Comparison]] = {}
+    groups: dict[tuple[int, str], list[FactorComparison]] = {}
     for one in insight.comparisons:
         groups.setdefault((one.stage, one.factor), []).append(one)
     short = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in headlines(insight))
@@ -54,7 +55,7 @@ def insight_section(study: StudyData, insight: Insight) -> str:
         parts.append(f'</ul><div class="pairs">{"".join(_ratio_plot(one) for one in own if one.known)}</div>')
     parts.append(_numbers(insight.comparisons))
     parts.append(_published(study, insight))
-    parts.append(_importance(study))
+    parts.append(_importance(findings))
     cannot = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in unsupported(insight))
     parts.append(f"<h3>What this study does not support</h3><ul>{cannot}</ul>")
     known = sum(len(one.known) for one in insight.comparisons)
@@ -67,7 +68,7 @@ def insight_section(study: StudyData, insight: Insight) -> str:
     return "".join(parts)
 
 
-def _ratio_plot(one: Comparison) -> str:
+def _ratio_plot(one: FactorComparison) -> str:
     heading = f"{capital(OUTCOME_NAMES[one.outcome])} {MATCH_NAMES[one.matched]}"
     label = f"{heading}, by {FACTOR_NAMES[one.factor]}" + (f" of stage {one.stage}" if one.stage else "")
     return (
@@ -76,7 +77,7 @@ def _ratio_plot(one: Comparison) -> str:
     )
 
 
-def _numbers(comparisons: Sequence[Comparison]) -> str:
+def _numbers(comparisons: Sequence[FactorComparison]) -> str:
     rows = []
     for one in comparisons:
         for effect in one.effects:
@@ -141,14 +142,15 @@ def _quality(study: StudyData, record: TrialRecord | None) -> float:
     return -math.inf if quality is None else quality
 
 
-def _importance(study: StudyData) -> str:
-    if not study.importance:
+def _importance(findings: Findings) -> str:
+    if not findings.importance:
         return ""
-    names = list(study.importance)
-    factors = sorted({f for one in study.importance.values() for f in one}, key=lambda f: -_share(study, names[0], f))
+    names = list(findings.importance)
+    every = {factor for one in findings.importance.values() for factor in one}
+    factors = sorted(every, key=lambda f: -_share(findings, names[0], f))
     rows = "".join(
         f"<tr><td>{html.escape(f)}</td>"
-        + "".join(f'<td class="n">{percent(_share(study, name, f), 0)}</td>' for name in names)
+        + "".join(f'<td class="n">{percent(_share(findings, name, f), 0)}</td>' for name in names)
         + "</tr>"
         for f in factors
     )
@@ -162,5 +164,5 @@ def _importance(study: StudyData) -> str:
     )
 
 
-def _share(study: StudyData, outcome: str, factor: str) -> float:
-    return (study.importance or {}).get(outcome, {}).get(factor, 0.0)
+def _share(findings: Findings, outcome: str, factor: str) -> float:
+    return (findings.importance or {}).get(outcome, {}).get(factor, 0.0)

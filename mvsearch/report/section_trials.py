@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mambavision.layout import HybridLayout, StageLayout
-from mvsearch.record import COMPLETE, FAILED, WAITING, TrialRecord
-from mvsearch.report.data import StudyData
 from mvsearch.report.parts import copy_button, table
+from mvsearch.report.strip import html_strip
 from mvsearch.report.words import DASH, count, duration, factor, fixed, percent, plural, scaled
-from mvsearch.strip import html_strip
+from mvsearch.study.data import StudyData
+from mvsearch.study.record import COMPLETE, FAILED, WAITING, TrialRecord
 
 _COLUMNS = (
     ("Trial", True),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 
-from mvsearch.front import DOMINATED, ON_FRONT, UNDECIDED, families
-from mvsearch.report.data import StudyData
+from mvsearch.analysis.calibration import Calibration
+from mvsearch.analysis.confirmation import Confirmation, Hypervolumes
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.noise import DOMINATED, ON_FRONT, UNDECIDED
 from mvsearch.report.parts import nll_words, plot, table
 from mvsearch.report.sentences import calibration_words, confirmation_words
+from mvsearch.report.strip import html_strip
 from mvsearch.report.words import factor, fixed, percent, plural, scaled, with_error
-from mvsearch.strip import html_strip
-from mvsearch.trust import Calibration, Confirmation, Hypervolumes
+from mvsearch.study.data import StudyData
+from mvsearch.study.front import families
 
 _STANDINGS = {
     ON_FRONT: "on the front beyond noise",
@@ -22,12 +25,13 @@ _STANDINGS = {
 _ON_FRONT = '<span class="tag on">front</span>'
 
 
-def trust_section(study: StudyData) -> str:
+def trust_section(findings: Findings) -> str:
     """Calibration and confirmation, where they are; else what they would say and how to get them."""
+    study = findings.study
     if not study.complete:
         return ""
     name = html.escape(study.name)
-    calibration, confirmation = study.calibration, study.confirmation
+    calibration, confirmation = findings.calibration, findings.confirmation
     parts = ['<h2 id="trust">Calibrated and confirmed?</h2>']
     if calibration is None:
         parts.append(
@@ -43,7 +47,7 @@ def trust_section(study: StudyData) -> str:
         )
     else:
         parts.append(_confirmation(study, confirmation))
-    parts.append(_indistinguishable(study))
+    parts.append(_indistinguishable(findings))
     return "".join(parts)
 
 
@@ -127,9 +131,10 @@ def _volume_row(name: str, volumes: Hypervolumes) -> str:
     return f'<tr><td>{name}</td>{cells}<td class="n">{percent(volumes.optimism)}</td></tr>'
 
 
-def _indistinguishable(study: StudyData) -> str:
+def _indistinguishable(findings: Findings) -> str:
     """The front with what noise cannot tell from it, layouts of equal cost as one row."""
-    judged = study.standings
+    study = findings.study
+    judged = findings.standings
     if not judged:
         return (
             "<p><b>Which layouts cannot be told apart from the front</b> is not known: no layout was trained with "

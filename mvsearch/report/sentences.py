@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from mvsearch.front import DOMINATED, UNDECIDED
+from mvsearch.analysis.calibration import AMBER, GREEN, RED, TOP, Calibration, RankCorrelation
+from mvsearch.analysis.confirmation import Confirmation
+from mvsearch.analysis.noise import DOMINATED, UNDECIDED
+from mvsearch.analysis.plans import MIN_LAYOUTS
 from mvsearch.report.words import listed, percent, plural
-from mvsearch.trust import AMBER, GREEN, MIN_LAYOUTS, RED, TOP, Calibration, Confirmation, RankCorrelation
 
 _MEANING = {
     GREEN: "the proxy ranks layouts much as long training does",

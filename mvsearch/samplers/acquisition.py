@@ -1,6 +1,6 @@
 """Expected hypervolume improvement in closed form, for many layouts at once.
 
-The same sum over the segments of the front as `mvsearch.halving.expected_hypervolume_gain`, which explains it.
+The same sum over the segments of the front as `mvsearch.samplers.halving.expected_hypervolume_gain`, which explains it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtr
 
-from mvsearch.front import Point, pareto_front
+from mvsearch.study.front import Point, pareto_front
 
 
 def expected_excess(mean: np.ndarray, deviation: np.ndarray, level: np.ndarray) -> np.ndarray:

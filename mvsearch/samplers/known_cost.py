@@ -20,20 +20,21 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
 from mambavision.layout import HybridLayout
-from mvsearch.front import Point, pareto_front
-from mvsearch.observation import Observation, Observations
+from mvsearch.models.features import Features
+from mvsearch.models.gaussian_process import Hyperparameters, QualityModel, fit_hyperparameters, modelled
+from mvsearch.models.throughput import ThroughputModel, made_of
 from mvsearch.samplers.acquisition import expected_hypervolume_gains
-from mvsearch.samplers.features import Features
-from mvsearch.samplers.quality import Hyperparameters, QualityModel, fit_hyperparameters, modelled
+from mvsearch.samplers.observation import Observation, Observations
 from mvsearch.samplers.scale import Measured, on_one_scale
-from mvsearch.samplers.throughput import ThroughputModel, made_of
-from mvsearch.space import SearchSpace, SpaceError
+from mvsearch.space.space import SearchSpace
+from mvsearch.space.stage import SpaceError
+from mvsearch.study.front import Point, pareto_front
 
 RULE_LAYOUTS = 8
 """Layouts asked for before any model is asked: hand-made ones and those of placement rules, spread over the space."""
 
 MODELLED = 1000
-"""Layouts that the quality model holds at most (`mvsearch.samplers.quality.modelled` says which)."""
+"""Layouts that the quality model holds at most (`mvsearch.models.gaussian_process.modelled` says which)."""
 
 ENUMERATED = 4096
 """Spaces of up to this many layouts are candidates as a whole."""

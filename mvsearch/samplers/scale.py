@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mvsearch.halving import PAIRS_TO_PREDICT, fit
-from mvsearch.observation import Observation
+from mvsearch.samplers.halving import PAIRS_TO_PREDICT, fit
+from mvsearch.samplers.observation import Observation
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from typer.testing import CliRunner
 from mambavision import create_model
 from mambavision.card import train_further
 from mambavision.cli import app
+from mambavision.data import RANDAUGMENT
+from mambavision.fine_tuning import FineTuneOptions
 from mambavision.library import SHIPPED, library_root, list_models, load_entry_config, save_entry
 from mambavision.model import MambaVision
 from mambavision.training import Trainer, read_checkpoint
@@ -90,6 +92,10 @@ def test_help_and_list_import_no_torch() -> None:
     )
     for verb in ("--help", "list"):
         subprocess.run([sys.executable, "-c", code.format(verb)], check=True, capture_output=True)
+
+
+def test_train_augments_as_the_loaders_do() -> None:
+    assert FineTuneOptions.randaugment == RANDAUGMENT
 
 
 def test_an_entry_is_trained_and_saved(monkeypatch: pytest.MonkeyPatch, pictures: Path, folder: Path) -> None:
@@ -290,7 +296,7 @@ def test_a_broken_image_is_named_also_by_a_worker(monkeypatch: pytest.MonkeyPatc
 
 def test_a_training_that_diverges_fails_with_its_reason(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
     entry()
-    monkeypatch.setattr("mambavision.training.train_step", lambda *_, **__: torch.tensor(math.nan))
+    monkeypatch.setattr("mambavision.training.trainer.train_step", lambda *_, **__: torch.tensor(math.nan))
     done = call(monkeypatch, f"train small --data {pictures} --epochs 9 {QUICK}", 1)
     assert done.stderr.strip() == "error: loss became nan in epoch 1, update 1 (learning rate 0.004)"
 

@@ -15,8 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mambavision import data as data_module
-from mambavision.data import DATA_SETS, DataError, ImageData, Split, load_data
+from mambavision.data import (
+    DATA_SETS,
+    DataError,
+    ImageData,
+    Split,
+    data_sets,
+    decoding,
+    digit_scenes,
+    fashion_mnist,
+    load_data,
+    selection,
+)
+from mambavision.data.digit_scenes import draw_scenes, enlarge
+from mambavision.data.digits import read_digits
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +168,7 @@ def test_image_size_resizes(size: int) -> None:
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.integers(0, 3), st.integers(1, 60))
 def test_uneven_classes_stay_as_even_as_they_can(sizes: list[int], seed: int, count: int) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    order = data_module._even_order(labels, seed)
+    order = selection.even_order(labels, seed)
     assert sorted(order.tolist()) == list(range(len(labels)))
     counts = np.bincount(labels[order[:count]], minlength=len(sizes))
     short = counts < counts.max() - 1
@@ -173,10 +185,10 @@ def test_digit_scenes_are_the_same_on_every_machine(scenes: ImageData) -> None:
 
 def test_the_label_is_the_digit_after_the_marked_one() -> None:
     # One picture a digit, so that each cell can be read by comparing it with the ten.
-    digits, classes = data_module._source_digits()
+    digits, classes = read_digits()
     ten = np.stack([digits[classes == value][0] for value in range(10)])
-    images, labels = data_module._scenes(ten, np.arange(10), 400, seed=3)
-    large = data_module._enlarge(ten, 14).astype(float)
+    images, labels = draw_scenes(ten, np.arange(10), 400, seed=3)
+    large = enlarge(ten, 14).astype(float)
     templates = large - large.mean((1, 2), keepdims=True)
     templates /= np.linalg.norm(templates, axis=(1, 2), keepdims=True)
     answers = set()
@@ -203,7 +215,7 @@ def test_the_label_is_the_digit_after_the_marked_one() -> None:
 def test_the_digits_are_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
-    images, labels = data_module._source_digits()
+    images, labels = read_digits()
     expected = load_digits()
     assert np.array_equal(images, (expected.images.astype(int) * 255 // 16).astype(np.uint8))
     assert np.array_equal(labels, expected.target)
@@ -212,13 +224,13 @@ def test_the_digits_are_those_of_scikit_learn() -> None:
 
 def test_scenes_of_different_splits_are_drawn_from_different_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_from: list[set[bytes]] = []
-    draw = data_module._scenes
+    draw = draw_scenes
 
     def spy(digits: np.ndarray, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
         drawn_from.append({digit.tobytes() for digit in digits})
         return draw(digits, *args, **kwargs)
 
-    monkeypatch.setattr(data_module, "_scenes", spy)
+    monkeypatch.setattr(digit_scenes, "draw_scenes", spy)
     load_data("digit_scenes", train_images=10, val_images=10)
     train, val, test = drawn_from
     assert len(train | val | test) == len(train) + len(val) + len(test)
@@ -230,7 +242,7 @@ def test_enlarging_is_bilinear(small: int, more: int) -> None:
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(image)[:, None].double(), size=small + more, mode="bilinear", align_corners=False
     )[:, 0]
-    found = torch.from_numpy(data_module._enlarge(image, small + more)).double()
+    found = torch.from_numpy(enlarge(image, small + more)).double()
     assert ((wanted - found > -1e-6) & (wanted - found < 1 + 1e-6)).all()  # rounded down
 
 
@@ -250,14 +262,14 @@ def test_fashion_mnist_reads_both_kinds_of_root(tmp_path: Path, inside: str, end
 
 def test_fashion_mnist_finds_the_debian_package_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fashion(tmp_path / "package", ".gz")
-    monkeypatch.setattr(data_module, "FASHION_MNIST_PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST_PACKAGE", tmp_path / "package")
     assert len(load_data("fashion_mnist").train) == 48
 
 
 def test_absent_fashion_mnist_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None
 ) -> None:
-    monkeypatch.setattr(data_module, "FASHION_MNIST_PACKAGE", tmp_path / "nothing")
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST_PACKAGE", tmp_path / "nothing")
     with pytest.raises(DataError, match=r"no network here.*apt-get install dataset-fashion-mnist.*root"):
         load_data("fashion_mnist")
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.*apt-get install dataset-fashion-mnist"):
@@ -345,7 +357,7 @@ def test_validation_takes_at_most_half_of_a_rare_class(tmp_path: Path) -> None:
 
 def test_training_images_of_a_folder_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path, {"a": 30, "b": 30})
-    monkeypatch.setattr(data_module, "FOLDER_TRAIN_IMAGES", 20)
+    monkeypatch.setattr(selection, "FOLDER_TRAIN_IMAGES", 20)
     data = load_data("folder", root=tmp_path, image_size=8)
     assert class_counts(data.train, 2) == [10, 10]
     assert data.available["train"] == 39
@@ -359,13 +371,13 @@ def test_decoded_images_are_cached_until_a_file_changes(tmp_path: Path, monkeypa
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
     decoded: list[Path] = []
-    read = data_module._read_image
+    read = decoding._read_image
 
     def counted(file: Path, size: int) -> np.ndarray:
         decoded.append(file)
         return read(file, size)
 
-    monkeypatch.setattr(data_module, "_read_image", counted)
+    monkeypatch.setattr(decoding, "_read_image", counted)
     first = load_data("folder", root=folder, image_size=8)
     assert len(decoded) == 20
     assert load_data("folder", root=folder, image_size=8).fingerprint == first.fingerprint
@@ -374,7 +386,7 @@ def test_decoded_images_are_cached_until_a_file_changes(tmp_path: Path, monkeypa
         Image.new("RGB", (8, 8), (200, 0, 0)).save(file)
         os.utime(file, ns=(1, 1))
     assert load_data("folder", root=folder, image_size=8).fingerprint != first.fingerprint
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert {path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {".npy"}
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, cache: Path) -> None:
@@ -440,8 +452,8 @@ def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
         load_data("folder", root=tmp_path, image_size=8)
 
 
-def test_every_name_has_a_loader_and_a_description() -> None:
-    assert set(DATA_SETS) == set(data_module._LOADERS)
+def test_every_name_has_a_source_and_a_description() -> None:
+    assert set(DATA_SETS) == set(data_sets.SOURCES)
     assert all(DATA_SETS.values())
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mambavision.training import (
     read_checkpoint,
     train_step,
 )
+from mambavision.training.evaluation import evaluate
 
 
 def tiny(classes: int = 4, **options: Any) -> MambaVision:
@@ -208,16 +210,6 @@ def test_the_last_update_of_an_epoch_takes_what_is_left() -> None:
     trainer = quiet(train=loader(20, 4), accumulate=2)
     trainer.train(num_epochs=2)
     assert trainer.step == 6
-
-
-def test_default_optimizer_spares_norms_biases_and_the_scan() -> None:
-    model = tiny()
-    groups = default_optimizer(model, weight_decay=0.3).param_groups
-    spared = {id(param) for group in groups if group["weight_decay"] == 0 for param in group["params"]}
-    names = {name for name, param in model.named_parameters() if id(param) in spared}
-    assert model.no_weight_decay() <= names
-    assert all(param.ndim > 1 for name, param in model.named_parameters() if name not in names)
-    assert {group["weight_decay"] for group in groups} == {0, 0.3}
 
 
 def test_bfloat16_is_used_where_it_is_asked_for() -> None:
@@ -596,14 +588,14 @@ def test_files_hold_the_metrics_and_the_best_weights(tmp_path: Path) -> None:
     epoch = int(trainer.best["epoch"]) - 1
     assert trainer.best["val_top1"] == metrics[f"{prefix}val_top1"][epoch]
     assert trainer.best["val_top1"] == max(metrics["val_top1"] + metrics["ema_val_top1"])
-    val = quiet(model, val=loader(16, seed=1))
-    assert val._evaluate(model) == (metrics[f"{prefix}val_loss"][epoch], metrics[f"{prefix}val_top1"][epoch])
+    found = evaluate(model, loader(16, seed=1), torch.device("cpu"), nullcontext)
+    assert found == (metrics[f"{prefix}val_loss"][epoch], metrics[f"{prefix}val_top1"][epoch])
 
 
-def test_best_is_kept_when_later_epochs_are_worse(tmp_path: Path) -> None:
+def test_best_is_kept_when_later_epochs_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = quiet(val=loader(16), output=tmp_path)
     found = iter([(0.5, 0.5), (0.4, 0.5), (0.1, 0.4), (0.4, 0.5)])
-    trainer._evaluate = lambda model: next(found)  # type: ignore[method-assign]
+    monkeypatch.setattr("mambavision.training.trainer.evaluate", lambda *_: next(found))
     weights = []
     for epoch in range(1, 5):
         trainer.train(epoch)
@@ -704,7 +696,7 @@ def test_a_disk_that_is_really_full_is_named(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
             with pytest.raises(OSError, match=rf"{name}: cannot be written"):
-                trainer.train(trainer._epochs + 1)
+                trainer.train(len(trainer.metrics["epoch"]) + 1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (tmp_path / CHECKPOINT).read_bytes() == before
@@ -916,8 +908,8 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, monkeypatch:
         trainer.train(3)
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_training() -> None:
+def test_a_validation_loss_that_is_no_number_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = quiet(val=loader(8))
-    trainer._evaluate = lambda model: (math.inf, 0.5)  # type: ignore[method-assign]
+    monkeypatch.setattr("mambavision.training.trainer.evaluate", lambda *_: (math.inf, 0.5))
     with pytest.raises(TrainingDiverged, match=r"validation loss is inf after epoch 1 \(learning rate 0.001\)"):
         trainer.train(1)

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from mambavision.layout import HybridLayout
-from mvsearch.evaluate.job import DeviceBroken, Done, Job, Progress
-from mvsearch.record import FAIL, TIME
+from mvsearch.pool.job import DeviceBroken, Done, Job, Progress
+from mvsearch.study.record import FAIL, TIME
 
 
 def noise(*parts: object) -> float:

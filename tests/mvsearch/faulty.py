@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from mvsearch.evaluate import proxy, throughput
-from mvsearch.evaluate.job import Done, Job, MakeWorker, Progress
+from mvsearch.evaluate.make_worker import MakeWorker
 from mvsearch.evaluate.worker import TrainingWorker
+from mvsearch.pool.job import Done, Job, Progress
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import math
 import random
 
 from mambavision.layout import HybridLayout, StageLayout, last_half
-from mvsearch.front import reference_point
-from mvsearch.record import FAIL, TIME, TRAIN, Evaluation, TrialRecord, trial_records
-from mvsearch.report.data import StudyData
-from mvsearch.trust import choose_layouts, fresh_seeds, to_confirm
+from mvsearch.analysis.plans import choose_layouts, fresh_seeds, to_confirm
+from mvsearch.study.data import StudyData
+from mvsearch.study.front import reference_point
+from mvsearch.study.record import FAIL, TIME, TRAIN, Evaluation, TrialRecord, trial_records
 
 EPOCHS = 6
 HAND_MADE = {

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch import cli
-from mvsearch.bench import BenchError, bench, load
-from mvsearch.config import load_config
-from mvsearch.launch import Where, launch
-from mvsearch.ledger import StudyError
-from mvsearch.timings import check_conditions, read_timings
-from mvsearch.view import View
+from mvsearch.config.reading import load_config
+from mvsearch.driver.launch import launch
+from mvsearch.driver.view import View
+from mvsearch.evaluate.bench import BenchError, bench, load
+from mvsearch.pool.opening import Resources
+from mvsearch.study.files import StudyError
+from mvsearch.study.timings import check_conditions, read_timings
 
 QUICK = {"image_size": 32, "batch_size": 2, "window_s": 0.01, "windows": 2}
 
@@ -86,7 +87,7 @@ def test_a_table_of_one_device_serves_a_search_on_another(tmp_path: Path) -> Non
     there = pandas.read_csv(table).assign(device="cuda:0 NVIDIA H100")
     there.to_csv(table, index=False)
     config = load_config(tmp_path / "small.yaml", [f"throughput.file={table}", "search.trials=5"])
-    options = {"studies": tmp_path, "where": Where(workers=1), "timings": None, "view": View()}
+    options = {"studies": tmp_path, "where": Resources(workers=1), "timings": None, "view": View()}
     with pytest.raises(StudyError, match="'cuda:0 NVIDIA H100', and layouts that are not in it would be on 'cpu'"):
         launch(config, **options, on_space=lambda *_: None)
     config = load_config(tmp_path / "small.yaml", [f"throughput={{file: {table}, others: skip}}", "search.trials=26"])

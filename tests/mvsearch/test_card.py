@@ -10,8 +10,12 @@ from pictures import draw
 from mambavision.layout import HybridLayout
 from mambavision.library import save_entry
 from mambavision.model import MambaVision
-from mvsearch.export import card, entry_config, searched_weights
-from mvsearch.study import find_study, load_study
+from mvsearch.analysis.findings import Findings
+from mvsearch.export.card import card
+from mvsearch.export.entry import entry_config
+from mvsearch.export.weights import searched_weights
+from mvsearch.study.data import load_study
+from mvsearch.study.folder import find_study
 
 STUDIES = Path(__file__).parents[2] / "studies" / "reference"
 
@@ -21,7 +25,7 @@ def test_the_lines_of_a_real_card_train_the_entry_further(tmp_path, monkeypatch)
     study = load_study(find_study("fashion_mnist", STUDIES))
     record = min(study.front, key=lambda record: record.params)
     kept = searched_weights(record, b"")
-    text = card(study, record, "found", kept)
+    text = card(Findings(study), record, "found", kept)
     assert "`mambavision train found --data PATH --epochs 20`" in text
     layout = HybridLayout.from_dict(record.layout)
     channels = study.environment["data"]["channels"]
@@ -32,7 +36,7 @@ def test_the_lines_of_a_real_card_train_the_entry_further(tmp_path, monkeypatch)
         weights,
         num_classes=study.classes,
         in_chans=channels,
-        config=entry_config(study, record, kept),
+        config=entry_config(Findings(study), record, kept),
         card=text,
     )
     section = text.partition("## Train further")[2]

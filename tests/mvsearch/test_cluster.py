@@ -13,14 +13,14 @@ from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
 from test_pools import drain, job
 
-from mvsearch.config import load_config
-from mvsearch.evaluate.job import Done, Notice
+from mvsearch.config.reading import load_config
+from mvsearch.driver.search import Search
+from mvsearch.driver.view import View
 from mvsearch.pool import ray_pool
+from mvsearch.pool.job import Done, Notice
 from mvsearch.pool.ray_pool import RayPool
-from mvsearch.search import Search
-from mvsearch.space import SearchSpace
-from mvsearch.study import StudyFolder
-from mvsearch.view import View
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.folder import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -10,11 +10,12 @@ import pytest
 import study_factory
 from typer.testing import CliRunner
 
+from mvsearch.analysis.comparison import Comparison, rows_of
 from mvsearch.cli import app
-from mvsearch.front import hypervolume, pareto_front, point_of
-from mvsearch.ledger import StudyError
-from mvsearch.report import StudyData
-from mvsearch.report.compare import Comparison, compare_figures, compare_page, compare_words, rows_of
+from mvsearch.report.page_compare import compare_figures, compare_page, compare_words
+from mvsearch.study.data import StudyData
+from mvsearch.study.files import StudyError
+from mvsearch.study.front import hypervolume, pareto_front, point_of
 
 
 def made(name: str, seed: int = 0, trials: int = 30, **search: object) -> StudyData:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvsearch.config import DATA_SETS, ConfigError, StudyConfig, config_keys, load_config, shipped
-from mvsearch.init import write_template
-from mvsearch.ledger import StudyError
-from mvsearch.study import StudyFolder
+from mvsearch.config.reading import config_keys, load_config, shipped
+from mvsearch.config.sections import DATA_SETS, StudyConfig
+from mvsearch.config.template import write_template
+from mvsearch.config.values import ConfigError
+from mvsearch.driver.settings import check_settings
+from mvsearch.study.files import StudyError
+from mvsearch.study.folder import StudyFolder
 
 STUDY = """\
 layout:
@@ -143,9 +146,10 @@ def test_a_study_from_before_some_keys_goes_on(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     shutil.copy(stored, folder.config)
     folder.ledger.write_text("a line\n")
-    assert folder.check(load_config(stored).resolved_yaml()) is False
+    check_settings(folder, load_config(stored))
+    assert not folder.is_new
     with pytest.raises(StudyError, match=r"started with timing.latency = False, and now it is True"):
-        folder.check(load_config(stored, ["timing.latency=true"]).resolved_yaml())
+        check_settings(folder, load_config(stored, ["timing.latency=true"]))
 
 
 @pytest.mark.parametrize(

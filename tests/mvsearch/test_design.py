@@ -7,15 +7,17 @@ import pytest
 from fakes import MakeFakeWorker
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import ConfigError, load_config
-from mvsearch.design import SEEDS, design_layouts, stage_patterns, with_design
+from mvsearch.analysis.insight import PAIRS, Insight
+from mvsearch.config.reading import load_config
+from mvsearch.config.values import ConfigError
+from mvsearch.driver.search import Search
 from mvsearch.pool.inline import InlinePool
-from mvsearch.record import COMPLETE, TIME, TRAIN, Evaluation, trial_records
-from mvsearch.report.data import StudyData
-from mvsearch.report.insight import PAIRS, Insight, unsupported
-from mvsearch.search import Search
-from mvsearch.space import SearchSpace
-from mvsearch.study import StudyFolder
+from mvsearch.report.insight_words import unsupported
+from mvsearch.space.design import SEEDS, design_layouts, stage_patterns, with_design
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.data import StudyData
+from mvsearch.study.folder import StudyFolder
+from mvsearch.study.record import COMPLETE, TIME, TRAIN, Evaluation, trial_records
 
 
 def designed(*overrides, source="stagewise"):

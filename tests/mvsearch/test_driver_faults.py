@@ -10,8 +10,9 @@ from test_search import search_in, told, trials_of
 from typer.testing import CliRunner
 
 from mvsearch import cli
-from mvsearch.ledger import StudyError, read_evaluations
-from mvsearch.view import View
+from mvsearch.driver.view import View
+from mvsearch.study.files import StudyError
+from mvsearch.study.ledger import read_evaluations
 
 TRIALS = ("search.trials=12",)
 

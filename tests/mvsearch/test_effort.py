@@ -9,16 +9,17 @@ from test_replay import made_up
 from test_search import search_in
 from test_status import study_in
 
-from mvsearch.effort import planned
-from mvsearch.front import hypervolume_history
+from mvsearch.driver.estimate import planned
+from mvsearch.driver.running_front import RunningFront
+from mvsearch.driver.status import read_status
+from mvsearch.driver.view import View
 from mvsearch.pool.replay import ReplayPool
-from mvsearch.record import COMPLETE
 from mvsearch.report import words
-from mvsearch.standing import Standing
-from mvsearch.status import read_status
-from mvsearch.study import load_study
-from mvsearch.terminal import panel, print_outcome
-from mvsearch.view import View
+from mvsearch.study.data import load_study
+from mvsearch.study.front import hypervolume_history
+from mvsearch.study.record import COMPLETE
+from mvsearch.terminal.live import panel
+from mvsearch.terminal.tables import print_outcome
 
 FULL = ("search.sampler=random", "proxy.epochs=9")
 RUNGS = (*FULL, "fidelity={eta: 3, rungs: 3}")
@@ -75,7 +76,7 @@ def test_the_gain_is_that_of_the_last_layouts_to_end(tmp_path, order):
     search.run()
     records = [record for record in search.records() if record.state == COMPLETE]
     areas = [step.hypervolume for step in hypervolume_history(records, search._standing.reference(), "nll")]
-    standing = Standing("nll", 10, 5)
+    standing = RunningFront("nll", 10, 5)
     for record in sorted(records, key=lambda record: order * record.ended)[: 19 if order == 1 else 20]:
         standing.update(record)
         standing.gain(10)
@@ -155,7 +156,7 @@ def test_a_slow_ask_is_made_while_the_workers_are_busy(tmp_path, monkeypatch, ta
     search = search_in(tmp_path, *FULL, "search.trials=12", brief=True)
     search.pool = Elsewhere(made_up(search.space), devices=2)
     clock = iter(float(takes * number) for number in range(10**6))
-    monkeypatch.setattr("mvsearch.search.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mvsearch.driver.search.time.perf_counter", lambda: next(clock))
     waiting = []
     update = View.update
 

@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 from test_trust import calibrated, confirmed
 
-from mvsearch.export import Weights, card, entry_config, export, searched_weights
-from mvsearch.ledger import StudyError
-from mvsearch.study import StudyFolder
+from mvsearch.analysis.findings import Findings
+from mvsearch.export.card import card
+from mvsearch.export.entry import entry_config, export
+from mvsearch.export.weights import Weights, searched_weights
+from mvsearch.study.files import StudyError
+from mvsearch.study.folder import StudyFolder
 
 DATA = {
     "name": "digits",
@@ -37,18 +40,18 @@ def test_a_red_calibration_is_refused_without_force(tmp_path, monkeypatch):
     study = as_stored(calibrated(16, lambda record: -record.nll))
     folder = StudyFolder(tmp_path / "study")
     with pytest.raises(StudyError, match=r"calibration is red .*below 0\.2.* --force"):
-        export(folder, study, "knee")
+        export(folder, Findings(study), "knee")
     with pytest.raises(StudyError, match="its weights were not kept"):  # the next thing that is looked at
-        export(folder, study, "knee", force=True)
+        export(folder, Findings(study), "knee", force=True)
     for good in (as_stored(calibrated(16, lambda record: record.nll)), as_stored(calibrated(11, lambda r: -r.nll))):
         with pytest.raises(StudyError, match="its weights were not kept"):
-            export(folder, good, "knee")
+            export(folder, Findings(good), "knee")
 
 
 def test_the_card_of_an_unconfirmed_winner_says_so():
     study = as_stored(calibrated(16, lambda record: -record.nll))
     record = study.front[0]
-    text = card(study, record, "found", searched_weights(record, b""))
+    text = card(Findings(study), record, "found", searched_weights(record, b""))
     assert text.startswith("**These are short-proxy weights**: 2,560 images of digits for 6 epochs at 32 px")
     assert "not confirmed with fresh seeds or on the test split" in text
     assert "| Test top-1 of these weights | not measured |" in text
@@ -56,13 +59,13 @@ def test_the_card_of_an_unconfirmed_winner_says_so():
     assert "with `--force`" in text
     assert "Confirmed test top-1" not in text
     unjudged = as_stored(confirmed())
-    assert "Not calibrated: " in card(unjudged, record, "found", searched_weights(record, b""))
+    assert "Not calibrated: " in card(Findings(unjudged), record, "found", searched_weights(record, b""))
 
 
 def test_the_card_of_a_confirmed_winner_carries_its_test_accuracy_with_n_and_spread():
     study = as_stored(confirmed())
     record = study.front[0]
-    fresh = study.confirmation.of(record.key)
+    fresh = Findings(study).confirmation.of(record.key)
     weights = Weights(
         "confirmed",
         b"",
@@ -75,14 +78,14 @@ def test_the_card_of_a_confirmed_winner_carries_its_test_accuracy_with_n_and_spr
         fresh.test.nlls[0],
         2000,
     )
-    text = card(study, record, "found", weights, onnx=True)
+    text = card(Findings(study), record, "found", weights, onnx=True)
     mean, sd = 100 * fresh.test.top1, 100 * fresh.test.top1_sd
     assert f"n = 3 fresh seeds, its test top-1 is {mean:.2f} % (mean, standard deviation {sd:.2f} points)" in text
     assert f"{mean:.2f} ± {sd:.2f} % (mean ± standard deviation of n = 3 fresh seeds, 2,000 images)" in text
     assert "not confirmed" not in text
     assert "`mvsearch confirm synthetic-again`" in text
     assert "model.onnx" in text
-    config = entry_config(study, record, weights)
+    config = entry_config(Findings(study), record, weights)
     assert config["confirmed"] == {"seeds": 3, "test_top1": list(fresh.test.top1s), "test_images": 2000}
     assert (config["weights"], config["calibration"]) == ("short proxy, confirmed", None)
     assert config["results"]["test_top1"] == fresh.test.top1s[0]
@@ -92,7 +95,7 @@ def test_the_card_of_retrained_weights_says_how_they_were_chosen():
     study = as_stored(confirmed())
     record = study.front[0]
     weights = Weights("retrained", b"", 40, 900, 0.9, 0.3, 1000, 0.88, 0.35, 2000, best_epoch=37)
-    text = card(study, record, "found", weights)
+    text = card(Findings(study), record, "found", weights)
     assert text.startswith("**These weights were trained anew**: 2,560 images of digits for 40 epochs at 32 px")
     assert "of the best epoch, 37, chosen on these same images" in text
     assert "| Test top-1 of these weights | 88.00 % (NLL 0.3500, one seed, n = 2,000 images) |" in text
@@ -103,14 +106,14 @@ def test_front_csv_says_how_sure_it_is():
     from mvsearch.report import front_table
 
     judged = calibrated(16, lambda record: record.nll)
-    table = front_table(judged)
+    table = front_table(Findings(judged))
     assert set(table["verdict"]) == {"green"}
     assert set(table["tau"]) == {1.0}
     assert table["test_top1"].isna().all()
     fresh = confirmed()
-    table = front_table(fresh)
+    table = front_table(Findings(fresh))
     assert set(table["verdict"]) == {"not calibrated"}
     for row in table.itertuples():
-        one = fresh.confirmation.of(row.key)
+        one = Findings(fresh).confirmation.of(row.key)
         assert (row.test_top1, row.test_top1_sd, row.confirmed_seeds) == (one.test.top1, one.test.top1_sd, 3)
-        assert row.standing == fresh.standings[row.key].verdict
+        assert row.standing == Findings(fresh).standings[row.key].verdict

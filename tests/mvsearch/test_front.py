@@ -9,7 +9,7 @@ import study_factory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvsearch.front import (
+from mvsearch.study.front import (
     PICKS,
     Point,
     front_records,
@@ -21,7 +21,7 @@ from mvsearch.front import (
     point_of,
     reference_point,
 )
-from mvsearch.record import COMPLETE, FAILED, PARTIAL, TrialRecord
+from mvsearch.study.record import COMPLETE, FAILED, PARTIAL, TrialRecord
 
 # Few distinct values, so that ties and duplicates are common.
 GRID = st.integers(-4, 4).map(float)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvsearch.front import Point, hypervolume
-from mvsearch.halving import Halving, Ladder, Run, expected_hypervolume_gain, expected_improvement, fit
+from mvsearch.samplers.halving import Halving, Ladder, Run, expected_hypervolume_gain, expected_improvement, fit
+from mvsearch.study.front import Point, hypervolume
 
 REFERENCE = (-2.0, -1.0)
 number = st.floats(-1.9, 2, allow_nan=False).map(lambda value: round(value, 3))

@@ -8,24 +8,22 @@ import numpy as np
 import pytest
 import study_factory
 
-from mvsearch.published import PUBLISHED, published_blocks
-from mvsearch.record import COMPLETE, TrialRecord
-from mvsearch.report import StudyData
-from mvsearch.report.insight import (
-    MIN_SKILL,
-    MODEL,
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.insight import MODEL, PAIRS, REFERENCE, Insight
+from mvsearch.analysis.model import MIN_SKILL
+from mvsearch.analysis.pairs import paired_differences
+from mvsearch.report.insight_words import (
     NOT_ENOUGH,
-    PAIRS,
-    REFERENCE,
-    Insight,
     comparison_words,
     effect_words,
     headlines,
     insight_table,
-    paired_differences,
     unsupported,
 )
 from mvsearch.report.page import page
+from mvsearch.space.published import PUBLISHED, published_blocks
+from mvsearch.study.data import StudyData
+from mvsearch.study.record import COMPLETE, TrialRecord
 
 
 def synthetic(rows: list[tuple[int, str, str, float, float, int]], states: list[int] | None = None) -> StudyData:
@@ -198,7 +196,7 @@ def test_a_small_study_claims_nothing_and_says_why() -> None:
     assert not any(one.known for one in insight.comparisons)
     assert all(NOT_ENOUGH in comparison_words(one) for one in insight.comparisons)
     assert any("too few for a model" in sentence for sentence in unsupported(insight))
-    assert NOT_ENOUGH in page(insight.study)
+    assert NOT_ENOUGH in page(Findings(insight.study))
 
 
 def test_headlines_say_what_is_better_and_what_cannot_be_told() -> None:
@@ -267,7 +265,7 @@ def test_words_turn_nll_so_that_lower_is_better() -> None:
 
 
 def test_importance_finds_what_decides() -> None:
-    from mvsearch.integrations.importance import importances
+    from mvsearch.driver.importance import importances
 
     # The best are wide, whatever their state; the worst have a large state, whatever their width.
     draw = random.Random(0)

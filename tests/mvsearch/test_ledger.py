@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvsearch.ledger import Ledger, StudyBusy, StudyError, driver_lock, read_evaluations, repair_tail, write_atomic
-from mvsearch.record import Evaluation, trial_records
-from mvsearch.study import StudyFolder, describe_study, list_studies, load_study
+from mvsearch.study.data import describe_study, load_study
+from mvsearch.study.files import StudyBusy, StudyError, driver_lock, repair_tail, write_atomic
+from mvsearch.study.folder import StudyFolder, list_studies
+from mvsearch.study.ledger import Ledger, read_evaluations
+from mvsearch.study.record import Evaluation, trial_records
 
 
 def evaluation(key="a", **fields):
@@ -83,7 +85,7 @@ def test_a_line_that_is_no_evaluation_is_refused(tmp_path):
 
 def test_a_second_driver_is_refused_and_the_lock_dies_with_its_process(tmp_path):
     code = (
-        "import sys, pathlib; from mvsearch.ledger import driver_lock\n"
+        "import sys, pathlib; from mvsearch.study.files import driver_lock\n"
         f"with driver_lock(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

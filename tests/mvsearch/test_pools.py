@@ -10,10 +10,12 @@ from faulty import MakeFaultyWorker
 from test_proxy import LAYOUT, settings, stripes
 
 from mambavision.layout import HybridLayout, StageLayout
-from mvsearch.config import TimingConfig
-from mvsearch.evaluate.job import Done, Job, Lost, MakeWorker, Progress, Started
-from mvsearch.pool import PoolError, PoolFailed, ray_pool
+from mvsearch.config.sections import TimingConfig
+from mvsearch.evaluate.make_worker import MakeWorker
+from mvsearch.pool import ray_pool
 from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.job import Done, Job, Lost, Progress, Started
+from mvsearch.pool.pool import PoolError, PoolFailed
 from mvsearch.pool.ray_pool import RayPool, _gpu_room, _plan, connecting
 from mvsearch.pool.replay import ReplayPool
 

@@ -10,10 +10,11 @@ from safetensors.torch import load
 from mambavision.data import ImageData, Split
 from mambavision.layout import HybridLayout, StageLayout
 from mambavision.model import MambaVision
-from mvsearch.config import ProxyConfig, TimingConfig
+from mvsearch.config.sections import ProxyConfig, TimingConfig
 from mvsearch.evaluate import proxy, throughput
-from mvsearch.evaluate.job import DeviceBroken, Done, Job, MakeWorker, Progress
+from mvsearch.evaluate.make_worker import MakeWorker
 from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
+from mvsearch.pool.job import DeviceBroken, Done, Job, Progress
 
 LAYOUT = HybridLayout(
     stages=(StageLayout(blocks="C", dim=8), StageLayout(blocks="MA", dim=16, heads=2)), stem_stride=2, in_dim=8

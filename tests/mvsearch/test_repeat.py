@@ -12,19 +12,23 @@ from test_search import search_in
 from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.plans import plan_calibrate, plan_confirm
 from mvsearch.cli import app
-from mvsearch.launch import Where
-from mvsearch.ledger import StudyError, driver_lock, read_evaluations
+from mvsearch.driver.repeat import Repeat, repeat
+from mvsearch.driver.status import read_status
+from mvsearch.driver.stop import Interrupted
+from mvsearch.driver.view import View
 from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.opening import Resources
 from mvsearch.pool.replay import ReplayPool
-from mvsearch.record import trial_records
-from mvsearch.repeat import Repeat, plan_calibrate, plan_confirm, repeat
 from mvsearch.report import write_tables
-from mvsearch.status import read_status
-from mvsearch.stop import Interrupted
-from mvsearch.study import StudyFolder, load_study
-from mvsearch.terminal import repeat_line
-from mvsearch.view import View
+from mvsearch.study.data import load_study
+from mvsearch.study.files import StudyError, driver_lock
+from mvsearch.study.folder import StudyFolder
+from mvsearch.study.ledger import read_evaluations
+from mvsearch.study.record import trial_records
+from mvsearch.terminal.tables import repeat_line
 
 EPOCHS = 2
 DATA = ["proxy.data=digits", "proxy.train_images=320", "proxy.val_images=100", f"proxy.epochs={EPOCHS}"]
@@ -91,7 +95,7 @@ class StopAfter(View):
 
 def test_calibrate_trains_long_and_fresh_and_changes_nothing_of_the_search(folder):
     before = load_study(folder)
-    write_tables(load_study(folder), folder.path)
+    write_tables(Findings(load_study(folder)), folder.path)
     trials = (folder.path / "trials.csv").read_bytes()
     run = repeated(folder, lambda study: plan_calibrate(study, layouts=12))
     outcome = run.run()
@@ -105,9 +109,9 @@ def test_calibrate_trains_long_and_fresh_and_changes_nothing_of_the_search(folde
     study = load_study(folder)
     assert study.records == before.records == trial_records(searched_lines, epochs=EPOCHS, seeds=1)
     assert (study.started, study.ended) == (before.started, before.ended)
-    write_tables(load_study(folder), folder.path)
+    write_tables(Findings(load_study(folder)), folder.path)
     assert (folder.path / "trials.csv").read_bytes() == trials
-    found = study.calibration
+    found = Findings(study).calibration
     # The fake's long training is its true value with little noise, and so is its proxy.
     assert (len(found.layouts), found.seeds, found.long_epochs, found.verdict) == (12, 2, 8, "green")
     one = found.layouts[3]
@@ -164,7 +168,7 @@ def test_a_missing_checkpoint_costs_the_training_again_and_that_is_said(folder):
     view = Told(0)
     repeated(folder, plan_calibrate, view=view).run()
     assert "is missing; it is trained again from the start" in view.said
-    assert load_study(folder).calibration.verdict == "green"
+    assert Findings(load_study(folder)).calibration.verdict == "green"
 
 
 def test_nothing_is_begun_when_the_time_is_over(folder):
@@ -181,7 +185,7 @@ def test_a_layout_that_fails_is_left_alone_and_said_and_tried_again_by_the_next_
     make = MakeFakeWorker(faults=((bad, "raise late"),))
     outcome = repeated(folder, plan_calibrate, make=make).run()
     assert (outcome.failed, outcome.left) == (1, 0)
-    found = load_study(folder).calibration
+    found = Findings(load_study(folder)).calibration
     assert (found.failed, len(found.layouts)) == (1, outcome.done)
     assert bad not in {one.key for one in found.layouts}
     (failure,) = [line for line in lines_of(folder, "calibrate") if line.what == "fail"]
@@ -195,7 +199,7 @@ def test_a_layout_that_fails_is_left_alone_and_said_and_tried_again_by_the_next_
     assert (outcome.failed, outcome.left) == (1, 0)
     assert [line.split()[1:] for line in log.read_text().splitlines()][-1] == [bad, "500", "2", "4"]
     assert sum(bad in line for line in log.read_text().splitlines()) == 1
-    assert load_study(folder).calibration.failed == 1
+    assert Findings(load_study(folder)).calibration.failed == 1
 
     log.unlink()
     outcome = repeated(folder, lambda study: plan_calibrate(study, seeds=3), make=MakeFakeWorker(log=log)).run()
@@ -203,7 +207,7 @@ def test_a_layout_that_fails_is_left_alone_and_said_and_tried_again_by_the_next_
     begun = [line.split()[1:] for line in log.read_text().splitlines()]
     assert {key for key, *_ in begun} == {bad}
     assert [stretch for _, seed, *stretch in begun if seed == "500"] == [["2", "4"], ["4", "6"], ["6", "8"]]
-    found = load_study(folder).calibration
+    found = Findings(load_study(folder)).calibration
     assert (found.failed, found.unfinished) == (0, 0)
     assert bad in {one.key for one in found.layouts}
     assert not (folder.path / "calibrate-checkpoints").exists()
@@ -226,9 +230,9 @@ def test_jobs_may_take_longer_than_those_of_the_search_by_their_epochs(folder, m
             jobs.append(job)
             yield from self.fake.run(job)
 
-    monkeypatch.setattr("mvsearch.repeat.same_data", lambda study, fingerprint: None)
-    monkeypatch.setattr("mvsearch.launch.open_pool", lambda make, data, where: ReplayPool(Watched))
-    nothing = {"where": Where(), "view": View(), "on_start": lambda plan, pool, done: None}
+    monkeypatch.setattr("mvsearch.driver.repeat.same_data", lambda study, fingerprint: None)
+    monkeypatch.setattr("mvsearch.driver.repeat.open_pool", lambda make, data, where: ReplayPool(Watched))
+    nothing = {"where": Resources(), "view": View(), "on_start": lambda plan, pool, done: None}
     repeat(folder, lambda study: plan_calibrate(study, layouts=12), **nothing)
     # The longest job of that search would be an epoch.
     assert {(job.to_epoch - job.from_epoch, job.limit_s) for job in jobs} == {(2, 2 * 180.0)}
@@ -272,14 +276,14 @@ def test_confirm_keeps_the_weights_of_its_first_seed_and_leaves_the_searchs(fold
     assert outcome.done == len(keys)
     assert {path.stem for path in folder.confirmed_weights.iterdir()} == keys
     assert {path.name: path.read_bytes() for path in folder.weights.iterdir()} == kept
-    found = study.confirmation
+    found = Findings(study).confirmation
     assert (found.seeds, found.missing, {one.key for one in found.layouts}) == (3, (), keys)
     assert {line.seed for line in lines_of(folder, "confirm")} == {700, 701, 702}
     assert all(line.values["test_images"] == 64 for line in lines_of(folder, "confirm"))
     # The search goes on as if nothing had been.
     more = search_in(folder.path.parent, *DATA, "search.trials=15", brief=True)
     assert more.run().complete == 15
-    assert load_study(folder).confirmation.seeds == 3
+    assert Findings(load_study(folder)).confirmation.seeds == 3
 
 
 class Asks(StopAfter):
@@ -304,7 +308,7 @@ def status_of(folder):
 
 
 def test_the_status_says_how_far_calibrate_and_confirm_are(folder, monkeypatch):
-    monkeypatch.setattr("mvsearch.status.EVERY_S", 0.0)
+    monkeypatch.setattr("mvsearch.driver.status.EVERY_S", 0.0)
     assert status_of(folder) == []
     view = Asks(folder, calls=60)
     with pytest.raises(Interrupted):
@@ -322,9 +326,9 @@ def test_the_status_says_how_far_calibrate_and_confirm_are(folder, monkeypatch):
     repeated(folder, plan_calibrate).run()
     repeated(folder, plan_confirm, make=MakeFakeWorker(faults=((bad, "raise"),))).run()
     first, second = status_of(folder)
-    found = load_study(folder).calibration.tau
+    found = Findings(load_study(folder)).calibration.tau
     assert first.startswith(f"Calibrate  14 of 14 layouts; verdict green, Kendall's tau {found.tau:.2f} (95 % interval")
-    volume = load_study(folder).confirmation.hypervolume
+    volume = Findings(load_study(folder)).confirmation.hypervolume
     assert re.match(r"Confirm    (\d+) of \1 layouts, 1 failed; the front's hypervolume", second)
     assert f" {volume.test:.3f} on the test images, {volume.observed:.3f} as searched; 1 of the present front" in second
 
@@ -336,7 +340,7 @@ def test_the_status_says_how_far_calibrate_and_confirm_are(folder, monkeypatch):
 def test_calibration_and_confirmation_wait_for_their_layouts(folder):
     with pytest.raises(Interrupted):
         repeated(folder, plan_calibrate, view=StopAfter(30), pool=InlinePool(MakeFakeWorker(), None)).run()
-    found = load_study(folder).calibration
+    found = Findings(load_study(folder)).calibration
     assert found.verdict is None
     assert found.unfinished >= 1
 

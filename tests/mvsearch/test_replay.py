@@ -8,9 +8,9 @@ from test_search import search_in, told
 from typer.testing import CliRunner
 
 from mvsearch.cli import app
-from mvsearch.evaluate.job import Done, Started
+from mvsearch.pool.job import Done, Started
 from mvsearch.pool.replay import MakeReplayWorker, ReplayPool, ReplayWorker, Synthetic
-from mvsearch.record import COMPLETE, FAILED
+from mvsearch.study.record import COMPLETE, FAILED
 
 RUNGS = ("search.sampler=random", "proxy.epochs=9", "fidelity={eta: 3, rungs: 3}")
 

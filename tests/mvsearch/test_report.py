@@ -19,24 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mambavision.layout import LETTERS, HybridLayout, StageLayout
-from mvsearch.record import COMPLETE, Evaluation, TrialRecord
-from mvsearch.report import StudyData, figures, front_table, trials_table, write_report, write_tables
-from mvsearch.report.data import (
-    device_hours,
-    difference,
-    gains,
-    margin,
-    picks,
-    placement,
-    pooled_se,
-    reordering,
-    stage_facts,
-)
+from mambavision.strip import ink, rich_strip
+from mvsearch.analysis.facts import placement, stage_facts
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.gains import device_hours, gains, margin, picks, reordering
+from mvsearch.analysis.insight import Insight, share_bin
+from mvsearch.analysis.noise import pooled_se
+from mvsearch.report import figures, front_table, trials_table, write_report, write_tables
 from mvsearch.report.drawing import front_figure
-from mvsearch.report.insight import Insight, share_bin
 from mvsearch.report.page import page
 from mvsearch.report.section_first import margin_words
-from mvsearch.strip import hover_strip, html_strip, ink, rich_strip
+from mvsearch.report.strip import hover_strip, html_strip
+from mvsearch.study.data import StudyData
+from mvsearch.study.record import COMPLETE, Evaluation, TrialRecord
 
 
 def with_records(study: StudyData, records: list[TrialRecord]) -> StudyData:
@@ -47,7 +42,7 @@ def with_records(study: StudyData, records: list[TrialRecord]) -> StudyData:
 def shown(trials: int = 30, seeds: int = 1) -> tuple[StudyData, str]:
     """A synthetic study and its page, made once."""
     study = study_factory.study(trials=trials, seeds=seeds)
-    return study, page(study)
+    return study, page(Findings(study))
 
 
 def visible(text: str) -> str:
@@ -62,7 +57,7 @@ def visible(text: str) -> str:
 @pytest.mark.parametrize("quality", ["nll", "top1"])
 def test_the_front_can_be_recomputed_from_trials_csv(tmp_path: Path, quality: str) -> None:
     study = study_factory.study(trials=60, seeds=2, quality=quality)
-    write_tables(study, tmp_path)
+    write_tables(Findings(study), tmp_path)
     trials = pd.read_csv(tmp_path / "trials.csv", float_precision="round_trip")
     front = pd.read_csv(tmp_path / "front.csv", float_precision="round_trip")
     done = trials[trials.state == COMPLETE]
@@ -79,7 +74,7 @@ def test_the_front_can_be_recomputed_from_trials_csv(tmp_path: Path, quality: st
 
 def test_numbers_survive_the_csv_exactly(tmp_path: Path) -> None:
     study = study_factory.study(trials=20, seeds=2)
-    write_tables(study, tmp_path)
+    write_tables(Findings(study), tmp_path)
     rows = pd.read_csv(tmp_path / "trials.csv", float_precision="round_trip", dtype={"seeds": str}).set_index("key")
     for record in study.records:
         row = rows.loc[record.key]
@@ -108,14 +103,14 @@ def test_trials_table_says_what_each_stage_is() -> None:
 
 
 def test_tables_of_an_empty_study_are_empty(tmp_path: Path) -> None:
-    write_tables(with_records(study_factory.study(), []), tmp_path)
+    write_tables(Findings(with_records(study_factory.study(), [])), tmp_path)
     assert len(pd.read_csv(tmp_path / "trials.csv")) == 0
     assert len(pd.read_csv(tmp_path / "front.csv")) == 0
 
 
 def test_front_table_margins_by_hand() -> None:
     study = study_factory.study(trials=60)
-    table = front_table(study).set_index("key")
+    table = front_table(Findings(study)).set_index("key")
     baselines = study.baselines
     seen = 0
     for record in study.front:
@@ -236,14 +231,16 @@ def test_one_seed_says_that_there_are_no_error_bars_and_two_show_them() -> None:
     assert "no error bars" not in text
     assert "n = 2 seeds" in text
     assert "±" in text
-    bars = [trace.error_y.visible for trace in front_figure(twice, "top1").data if trace.name == "on the front"]
+    bars = [
+        trace.error_y.visible for trace in front_figure(Findings(twice), "top1").data if trace.name == "on the front"
+    ]
     assert bars == [True]
-    assert not any(trace.error_y.visible for trace in front_figure(once, "top1").data)
+    assert not any(trace.error_y.visible for trace in front_figure(Findings(once), "top1").data)
 
 
 def test_the_title_says_scan_path_and_device_and_on_cpu_whom_that_favours() -> None:
     study = study_factory.study()
-    title = front_figure(study, "top1").layout.title.text
+    title = front_figure(Findings(study), "top1").layout.title.text
     assert "loop scan" in title
     assert "cpu (8 threads of an AMD EPYC)" in title
     assert "favours attention" in title
@@ -254,7 +251,7 @@ def test_the_title_says_scan_path_and_device_and_on_cpu_whom_that_favours() -> N
         for r in study.records
     ]
     gpu = dataclasses.replace(with_records(study, lines), environment={"device": "NVIDIA H100"})
-    assert "favours" not in front_figure(gpu, "top1").layout.title.text
+    assert "favours" not in front_figure(Findings(gpu), "top1").layout.title.text
 
 
 def test_the_first_screen_shows_the_three_picks_with_gains() -> None:
@@ -288,18 +285,18 @@ def test_the_answer_names_the_layout_its_margin_over_last_half_and_what_is_not_k
 
 def test_a_calibrated_and_confirmed_study_says_so_with_intervals() -> None:
     study = study_factory.trusted(study_factory.study())
-    text = page(study)
+    text = page(Findings(study))
     said = visible(text)
     answer = visible(f"<main>{_answer(text)}</main>")
-    assert f"Calibration {study.calibration.verdict}" in answer
+    assert f"Calibration {Findings(study).calibration.verdict}" in answer
     assert "Not confirmed" not in said
     best, named = picks(study)["knee"], next(r for r in study.baselines if r.baseline == "last half")
-    mine, theirs = study.confirmation.of(best.key).test, study.confirmation.of(named.key).test
-    found = difference(study, best, named)
+    mine, theirs = Findings(study).confirmation.of(best.key).test, Findings(study).confirmation.of(named.key).test
+    found = Findings(study).difference(best, named)
     assert (found.nll, found.top1, found.seeds) == (mine.nll - theirs.nll, mine.top1 - theirs.top1, 3)
     assert f"{found.nll:+.3f} ± {found.nll_half:.3f}".replace("-", "−") in answer
     assert "3 fresh seeds each on the test split" in answer
-    volumes = study.confirmation.hypervolume
+    volumes = Findings(study).confirmation.hypervolume
     for value in (volumes.observed, volumes.val, volumes.test):
         assert f"{value:.3f}" in said
     assert {"calibration", "confirmation"} <= set(re.findall(r'data-figure="(\w+)"', text))
@@ -314,19 +311,19 @@ def test_on_red_the_answer_warns() -> None:
         for line in study.evaluations
     )
     red = dataclasses.replace(study, evaluations=turned)
-    assert red.calibration.verdict == "red"
-    assert "no reason to take this layout" in _answer(page(red))
-    assert "no reason to take this layout" not in _answer(page(study))
+    assert Findings(red).calibration.verdict == "red"
+    assert "no reason to take this layout" in _answer(page(Findings(red)))
+    assert "no reason to take this layout" not in _answer(page(Findings(study)))
 
 
 def test_a_hand_made_answer_still_says_its_margin_over_last_half() -> None:
     study = study_factory.study()
     first = next(r for r in study.baselines if r.baseline == "first half")
-    said = " ".join(margin_words(study, first))
+    said = " ".join(margin_words(Findings(study), first))
     assert "the speed of the hand-made “last half”" in said
     assert "It is itself hand-made, “first half”" in said
     named = next(r for r in study.baselines if r.baseline == "last half")
-    assert margin_words(study, named) == [
+    assert margin_words(Findings(study), named) == [
         "This is the hand-made layout “last half” itself: the search found none better here."
     ]
 
@@ -340,12 +337,12 @@ def test_the_interval_of_a_difference_is_that_of_a_t_test() -> None:
     nlls = np.array([[line.values["nll"] for line in r.evaluations if line.what == "train"] for r in study.complete])
     rest = nlls - nlls.mean(axis=1, keepdims=True) - nlls.mean(axis=0) + nlls.mean()
     freedom = 2 * (len(nlls) - 1)
-    found = difference(dataclasses.replace(study, evaluations=_lines(study)), one, other)
+    found = Findings(dataclasses.replace(study, evaluations=_lines(study))).difference(one, other)
     assert found.nll == pytest.approx(one.nll - other.nll)
     half = t.ppf(0.975, freedom) * math.sqrt((rest**2).sum() / freedom) * math.sqrt(2 / 3)
     assert found.nll_half == pytest.approx(half)
     assert found.clear("nll") == (abs(found.nll) > found.nll_half)
-    assert difference(study_factory.study(), one, other).nll_half is None
+    assert Findings(study_factory.study()).difference(one, other).nll_half is None
 
 
 def _lines(study: StudyData) -> tuple[Evaluation, ...]:
@@ -354,7 +351,7 @@ def _lines(study: StudyData) -> tuple[Evaluation, ...]:
 
 def test_the_page_says_what_a_warm_start_brought_and_nothing_without_one() -> None:
     study = study_factory.study()
-    assert "Warm start" not in page(study)
+    assert "Warm start" not in page(Findings(study))
     taken, *others = study.complete
     lines = tuple(
         dataclasses.replace(line, conditions=line.conditions | {"source": "old, trial 4"}) for line in taken.evaluations
@@ -364,7 +361,7 @@ def test_the_page_says_what_a_warm_start_brought_and_nothing_without_one() -> No
     records += [dataclasses.replace(others[2], warm_start="mambavision_t")]
     study = dataclasses.replace(study, records=[*records, *others[3:]])
     words = "3 layouts from old &lt;b&gt; (1 with their results, not trained again) and 1 layout from mambavision_t"
-    assert f"<p>Warm start: {words}.</p>" in page(study)
+    assert f"<p>Warm start: {words}.</p>" in page(Findings(study))
 
 
 def test_device_hours_are_the_time_that_workers_worked() -> None:
@@ -392,7 +389,7 @@ def test_the_trials_hold_what_they_are_searched_by_and_layouts_that_read_back() 
 
 def test_the_front_is_drawn_once_each_and_hover_shows_the_strip() -> None:
     study, _ = shown()
-    figure = front_figure(study, "top1")
+    figure = front_figure(Findings(study), "top1")
     traces = {trace.name: trace for trace in figure.data}
     assert list(traces["on the front"].x) == [r.ratio for r in study.front]
     assert list(traces["on the front"].y) == [100 * r.top1 for r in study.front]
@@ -407,7 +404,7 @@ def test_the_front_is_drawn_once_each_and_hover_shows_the_strip() -> None:
 
 def test_figures_have_names_titles_and_every_part_of_the_page(tmp_path: Path) -> None:
     study, text = shown()
-    drawn = figures(study)
+    drawn = figures(Findings(study))
     on_page = set(re.findall(r'data-figure="(\w+)"', text))
     assert set(drawn) == {*on_page, "ratio"}
     assert {
@@ -441,7 +438,7 @@ def test_everything_from_a_study_is_escaped(tmp_path: Path) -> None:
         reference_key=bad,
         importance={bad: {bad: 1.0}},
     )
-    write_report(study, tmp_path / "report.html")
+    write_report(Findings(study), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
 
     class Tags(HTMLParser):
@@ -492,7 +489,7 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     ],
 )
 def test_poor_studies_still_make_a_page(study: StudyData) -> None:
-    text = visible(page(study))
+    text = visible(page(Findings(study)))
     if not study.complete:
         assert "No layout is complete" in text
     else:
@@ -523,7 +520,7 @@ def test_a_columnar_study_makes_a_page() -> None:
             )
         )
     study = with_records(study_factory.study(), rows)
-    text = page(study)
+    text = page(Findings(study))
     assert "Stage 1" in visible(text)
     assert 'aria-label="GGAA"' in text
     assert f".b-G {{ background: {LETTERS['G'].colour};" in text
@@ -537,21 +534,21 @@ def test_a_columnar_study_makes_a_page() -> None:
 def test_the_report_replaces_the_old_one_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     target.write_text("old")
-    write_report(study_factory.study(trials=5, failures=0), target)
+    write_report(Findings(study_factory.study(trials=5, failures=0)), target)
     assert target.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert list(tmp_path.iterdir()) == [target]
     with pytest.raises(OSError, match="absent"):
-        write_report(study_factory.study(trials=5, failures=0), tmp_path / "absent" / "report.html")
+        write_report(Findings(study_factory.study(trials=5, failures=0)), tmp_path / "absent" / "report.html")
 
 
 @pytest.mark.slow
 def test_a_thousand_trials_fit_in_eight_megabytes() -> None:
-    assert len(page(study_factory.study(trials=1000, seeds=2)).encode()) < 8e6
+    assert len(page(Findings(study_factory.study(trials=1000, seeds=2))).encode()) < 8e6
 
 
 def test_front_and_report_import_neither_torch_nor_the_search() -> None:
     code = (
-        "import sys, mvsearch.front, mvsearch.strip, mvsearch.report;"
+        "import sys, mvsearch.analysis.findings, mvsearch.report.page, mvsearch.report.tables;"
         "print(sorted({'torch', 'optuna', 'ray', 'pydantic', 'pandas', 'plotly'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,9 @@ import pytest
 import study_factory
 
 from mambavision.layout import HybridLayout
-from mvsearch.report import StudyData, write_report
+from mvsearch.analysis.findings import Findings
+from mvsearch.report import write_report
+from mvsearch.study.data import StudyData
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,7 +27,7 @@ def study() -> StudyData:
 @pytest.fixture(scope="module")
 def address(study: StudyData, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(study, path)
+    write_report(Findings(study), path)
     return path.as_uri()
 
 

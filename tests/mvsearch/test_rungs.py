@@ -18,17 +18,18 @@ from test_replay import made_up
 from test_search import StopAfter, drive, kill_twenty_times, search_in, told, trials_of
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import TimingConfig
-from mvsearch.evaluate.job import Done, Job, MakeWorker
-from mvsearch.ledger import read_evaluations
+from mvsearch.config.sections import TimingConfig
+from mvsearch.driver.search import _trailing_refusals
+from mvsearch.driver.stop import Interrupted
+from mvsearch.driver.view import View
+from mvsearch.evaluate.make_worker import MakeWorker
+from mvsearch.pool.job import Done, Job
 from mvsearch.pool.replay import ReplayPool
-from mvsearch.record import COMPLETE, FAILED, TRAIN, WAITING
 from mvsearch.report import trials_table
 from mvsearch.report.section_trials import _row
-from mvsearch.search import _trailing_refusals
-from mvsearch.stop import Interrupted
-from mvsearch.terminal import panel, record_line
-from mvsearch.view import View
+from mvsearch.study.ledger import read_evaluations
+from mvsearch.study.record import COMPLETE, FAILED, TRAIN, WAITING
+from mvsearch.terminal.live import panel, record_line
 
 RUNGS = ("search.sampler=random", "proxy.epochs=9", "fidelity={eta: 3, rungs: 3}", "search.trials=9")
 EPOCHS = (1, 3, 9)

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
 from optuna.trial import TrialState
 
-from mvsearch.config import load_config
-from mvsearch.front import Point
-from mvsearch.halving import expected_hypervolume_gain
-from mvsearch.observation import Observation
+from mvsearch.config.reading import load_config
+from mvsearch.models.features import Features
+from mvsearch.models.gaussian_process import QualityModel, fit_hyperparameters, modelled
+from mvsearch.models.throughput import ThroughputModel, made_of
 from mvsearch.samplers import KnownCostSampler
 from mvsearch.samplers import known_cost as known_cost_module
 from mvsearch.samplers.acquisition import expected_hypervolume_gains
-from mvsearch.samplers.features import Features
+from mvsearch.samplers.halving import expected_hypervolume_gain
 from mvsearch.samplers.known_cost import _fronts, _last_refit
-from mvsearch.samplers.quality import QualityModel, fit_hyperparameters, modelled
+from mvsearch.samplers.observation import Observation
 from mvsearch.samplers.scale import on_one_scale
-from mvsearch.samplers.throughput import ThroughputModel, made_of
-from mvsearch.space import SearchSpace
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.front import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -125,7 +125,7 @@ def test_it_finds_the_front_of_a_small_space_sooner_than_random():
 
 
 def known_hypervolume(points):
-    from mvsearch.front import hypervolume
+    from mvsearch.study.front import hypervolume
 
     return hypervolume([Point("", *point) for point in points], (3.0, -9.0))
 

@@ -15,20 +15,21 @@ import optuna
 import pytest
 from fakes import FEW_LAYOUTS, MakeFakeWorker, noise, true_ratio
 
-from mvsearch.config import load_config
-from mvsearch.evaluate.job import Lost, Notice
-from mvsearch.ledger import StudyError, read_evaluations, repair_tail
-from mvsearch.pool import PoolFailed
+from mvsearch.config.reading import load_config
+from mvsearch.driver.search import Search, SearchFailed
+from mvsearch.driver.stop import Interrupted
+from mvsearch.driver.trials import brief_optuna_study, connect, open_optuna_study
+from mvsearch.driver.view import View
 from mvsearch.pool.inline import InlinePool
+from mvsearch.pool.job import Lost, Notice
+from mvsearch.pool.pool import PoolFailed
 from mvsearch.pool.replay import ReplayPool
-from mvsearch.record import COMPLETE, FAILED
-from mvsearch.search import Search, SearchFailed
-from mvsearch.space import SearchSpace
-from mvsearch.stop import Interrupted
-from mvsearch.storage import brief_optuna_study, connect, open_optuna_study
-from mvsearch.study import StudyFolder
-from mvsearch.timings import RecordedTiming, check_conditions, read_timings
-from mvsearch.view import View
+from mvsearch.space.space import SearchSpace
+from mvsearch.study.files import StudyError, repair_tail
+from mvsearch.study.folder import StudyFolder
+from mvsearch.study.ledger import read_evaluations
+from mvsearch.study.record import COMPLETE, FAILED
+from mvsearch.study.timings import RecordedTiming, check_conditions, read_timings
 
 HERE = Path(__file__).parent
 
@@ -138,7 +139,7 @@ def test_when_all_fail_the_search_fails_with_the_first_reason(tmp_path):
 
 
 def test_a_lost_process_is_tried_twice(tmp_path):
-    from mvsearch.evaluate.job import Lost
+    from mvsearch.pool.job import Lost
 
     class Losing(InlinePool):
         lost = 0
@@ -242,7 +243,7 @@ def test_a_sampler_is_told_a_fair_sample_of_the_table_whichever_part_of_it_it_re
         told_of.append(observations)
         return optuna.samplers.RandomSampler(seed=seed)
 
-    monkeypatch.setattr("mvsearch.search.make_sampler", make_sampler)
+    monkeypatch.setattr("mvsearch.driver.search.make_sampler", make_sampler)
     space = SearchSpace(load_config("stagewise"), num_classes=10, in_chans=1)
     layouts = list(space.layouts())  # by width
     strange = layouts[0].override(state=[8, 7, 8])
@@ -392,7 +393,7 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 import fakes
 import mvsearch.samplers.tpe  # before the fork: scikit-learn takes a second
-from mvsearch.storage import _Journal
+from mvsearch.driver.trials import _Journal
 from test_search import search_in
 moment = torn = count = 0
 def kill_when_due(path=None):
@@ -526,7 +527,7 @@ def test_a_sampler_is_kept_over_its_asks_and_sees_what_was_measured(tmp_path, mo
         return sampler
 
     made = []
-    monkeypatch.setattr("mvsearch.search.make_sampler", make)
+    monkeypatch.setattr("mvsearch.driver.search.make_sampler", make)
     bad = search_in(tmp_path).space.baselines()["first half"].key
     made.clear()
     search = search_in(tmp_path, *RUNGS_OF_TWO, make=MakeFakeWorker(faults=((bad, "raise late"),)))

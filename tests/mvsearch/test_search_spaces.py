@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mvsearch.config import load_config, shipped
-from mvsearch.init import write_template
-from mvsearch.space import SearchSpace, describe
+from mvsearch.config.reading import load_config, shipped
+from mvsearch.config.template import write_template
+from mvsearch.space.describe import describe
+from mvsearch.space.space import SearchSpace
 
 DATA = {"stagewise": (10, 1), "columnar": (10, 1), "fashion_mnist": (10, 1), "image_folder": (100, 3)}
 

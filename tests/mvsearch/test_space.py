@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import PLACEMENTS, StudyConfig
-from mvsearch.space import SearchSpace, SpaceError, describe, place
+from mvsearch.config.sections import StudyConfig
+from mvsearch.config.values import PLACEMENT_RULES
+from mvsearch.space.describe import describe
+from mvsearch.space.space import SearchSpace
+from mvsearch.space.stage import SpaceError, place
 
 CONV = {"blocks": "C", "depth": 1, "dim": 1}
 
@@ -66,7 +69,7 @@ def decoded(searched: SearchSpace) -> set[HybridLayout]:
 SPACES: dict[str, SearchSpace] = {
     "one stage": one(),
     "two stages": small(placement="last", flips=1, state=8),
-    "no flips": one(flips=0, placement=list(PLACEMENTS)),
+    "no flips": one(flips=0, placement=list(PLACEMENT_RULES)),
     "one flip, two rules": one(flips=1, depth=[2, 4], placement=["last", "first"]),
     "bounded ratio": one(attention={"min": 1, "max": 2}, head_dim=[8, 16]),
     "fixed ratio": one(attention=1, depth=[3, 4], flips=2, state=8),
@@ -105,7 +108,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
                 "depth": depth,
                 "dim": dim,
                 "attention": {"min": least, "max": draw(st.integers(least, 7))},
-                "placement": draw(st.lists(st.sampled_from(PLACEMENTS), min_size=1, unique=True)),
+                "placement": draw(st.lists(st.sampled_from(PLACEMENT_RULES), min_size=1, unique=True)),
                 "flips": draw(st.none() | st.integers(0, 4)),
                 "state": draw(st.lists(st.sampled_from([2, 4, 8, 16]), min_size=1, unique=True)),
                 "window": draw(st.sampled_from([None, [None, 4]])),
@@ -139,7 +142,7 @@ def test_rules(rule: str, patterns: list[str]) -> None:
 @given(depth=st.integers(1, 20), data=st.data())
 def test_rules_place_as_many_as_asked(depth: int, data: st.DataObject) -> None:
     attention = data.draw(st.integers(0, depth))
-    for rule in PLACEMENTS:
+    for rule in PLACEMENT_RULES:
         pattern = place(rule, depth, attention)
         assert (len(pattern), pattern.count("A"), pattern.count("M")) == (depth, attention, depth - attention)
 
@@ -153,11 +156,11 @@ def test_distributions_are_of_what_is_searched() -> None:
         "width": [16, 32],
         "stage2.depth": [2, 3],
         "stage2.attention": [0, 1, 2, 3],
-        "stage2.placement": list(PLACEMENTS),
+        "stage2.placement": list(PLACEMENT_RULES),
         "stage2.state": [4, 8],
         "stage2.flip1": [-2, -1, 0, 1, 2, 3],
         "stage3.attention": [0, 1, 2],
-        "stage3.placement": list(PLACEMENTS),
+        "stage3.placement": list(PLACEMENT_RULES),
         "stage3.flip1": [-1, 0, 1, 2],
     }
 

@@ -14,10 +14,11 @@ from fakes import FEW_LAYOUTS, MakeFakeWorker
 from test_search import search_in
 from typer.testing import CliRunner
 
-from mvsearch import cli, status
-from mvsearch.ledger import StudyError
-from mvsearch.status import read_status
-from mvsearch.view import View
+from mvsearch import cli
+from mvsearch.driver import status
+from mvsearch.driver.status import read_status
+from mvsearch.driver.view import View
+from mvsearch.study.files import StudyError
 
 
 def study_in(path, *overrides, **options):

@@ -21,12 +21,12 @@ from test_search import StopAfter, search_in, told, trials_of
 from typer.testing import CliRunner
 
 from mvsearch import cli
-from mvsearch.ledger import StudyError
-from mvsearch.pool import PoolFailed
+from mvsearch.driver.stop import Interrupted
+from mvsearch.driver.trials import StoredTrials, connect, open_optuna_study
 from mvsearch.pool.inline import InlinePool
-from mvsearch.stop import Interrupted
-from mvsearch.storage import Memory, connect, open_optuna_study
-from mvsearch.study import StudyFolder
+from mvsearch.pool.pool import PoolFailed
+from mvsearch.study.files import StudyError
+from mvsearch.study.folder import StudyFolder
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 import fakes, mvsearch.storage
 from test_storage import search_with
-real, count = mvsearch.storage.Memory.{method}, 0
+real, count = mvsearch.driver.trials.StoredTrials.{method}, 0
 def dying(*args, **kwargs):
     global count
     count += 1
     if count == {moment}:
         os.kill(os.getpid(), 9)
     return real(*args, **kwargs)
-mvsearch.storage.Memory.{method} = dying
+mvsearch.driver.trials.StoredTrials.{method} = dying
 search_with({url!r}, Path({path!r}), "search.trials=12").run()
 """
 
@@ -245,7 +245,7 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch):
 def test_a_database_that_goes_away_ends_the_search_with_one_message_and_it_goes_on_later(tmp_path):
     url = f"sqlite:///{tmp_path}/trials.db"
     search = search_with(url, tmp_path / "s", "search.trials=8", "search.sampler=random")
-    real, left = Memory.tell, [4]
+    real, left = StoredTrials.tell, [4]
 
     def failing(self, *args, **more):
         left[0] -= 1
@@ -254,13 +254,13 @@ def test_a_database_that_goes_away_ends_the_search_with_one_message_and_it_goes_
         real(self, *args, **more)
 
     backup = tmp_path / "backup"
-    Memory.tell = failing
+    StoredTrials.tell = failing
     try:
         shutil.copy(tmp_path / "trials.db", backup)
         with pytest.raises(OSError, match="storage: the database does not answer"):
             search.run()
     finally:
-        Memory.tell = real
+        StoredTrials.tell = real
     shutil.copy(backup, tmp_path / "trials.db")
     again = search_with(url, tmp_path / "s", "search.trials=8", "search.sampler=random")
     assert again.run().complete == 8

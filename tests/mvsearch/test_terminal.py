@@ -6,9 +6,9 @@ import io
 from rich.console import Console
 from study_factory import study
 
-from mvsearch import terminal
-from mvsearch.record import COMPLETE
-from mvsearch.view import LaunchState
+from mvsearch.driver.view import LaunchState
+from mvsearch.study.record import COMPLETE
+from mvsearch.terminal import live, tables
 
 
 def state_of(data, **changes):
@@ -33,7 +33,7 @@ def shown(renderable, width=80, colour=None):
 
 
 def test_the_panel_says_how_far_it_is_within_80_columns():
-    panel = terminal.panel(state_of(study()))
+    panel = live.panel(state_of(study()))
     text = shown(panel)
     assert all(len(line) <= 80 for line in text.splitlines())
     for part in ("13 of 40 layouts", "1 failed", "3 min 20 s", "about 8 min 20 s left", "workers busy 97 %"):
@@ -43,25 +43,25 @@ def test_the_panel_says_how_far_it_is_within_80_columns():
 
 
 def test_letters_are_coloured_on_a_terminal_only():
-    table = terminal.front_lines(study().front)
+    table = live.front_lines(study().front)
     assert "\x1b[" not in shown(table, 160)
     assert "48;2;0;114;178" in shown(table, 160, "truecolor"), "M is #0072B2"
 
 
 def test_the_line_of_a_trial_tells_layouts_apart_that_differ_in_state_only():
     data = study()
-    record = next(r for r in data.complete if terminal._states(r))
+    record = next(r for r in data.complete if live.states_text(r))
     stages = [stage | {"state": 2 * stage["state"]} for stage in record.layout["stages"]]
     other = dataclasses.replace(record, layout=record.layout | {"stages": stages})
-    lines = [terminal.record_line(r, state_of(data)).plain for r in (record, other)]
-    assert f"  state {terminal._states(record)}  top-1" in lines[0]
+    lines = [live.record_line(r, state_of(data)).plain for r in (record, other)]
+    assert f"  state {live.states_text(record)}  top-1" in lines[0]
     assert lines[0] != lines[1]
 
 
 def test_a_plain_view_prints_one_line_a_trial_and_failures_with_their_reason():
     data = study()
     out = Console(file=io.StringIO(), width=200)
-    view = terminal.LaunchView(out)
+    view = live.LaunchView(out)
     with view.running():
         for record in (data.complete[0], data.failed[0]):
             view.trial_ended(record, state_of(data))
@@ -77,7 +77,7 @@ def test_gated_mamba_has_its_colour_and_state_in_the_table():
     first = study().front[0]
     stage = {**first.layout["stages"][1], "blocks": "GGA", "state": 16, "expand": 2}
     record = dataclasses.replace(first, layout={**first.layout, "stem": "patch", "stages": [stage]})
-    table = terminal.front_lines([record])
+    table = live.front_lines([record])
     assert "48;2;86;180;233" in shown(table, 160, "truecolor"), "G is #56B4E9"
     plain = shown(table, 160)
     assert "G G A" in plain
@@ -85,13 +85,14 @@ def test_gated_mamba_has_its_colour_and_state_in_the_table():
 
 
 def test_a_columnar_space_is_shown_with_its_tokens():
-    from mvsearch.config import load_config
-    from mvsearch.space import SearchSpace, describe
+    from mvsearch.config.reading import load_config
+    from mvsearch.space.describe import describe
+    from mvsearch.space.space import SearchSpace
 
     searched = SearchSpace(load_config("columnar"), num_classes=10, in_chans=1)
     out = Console(file=io.StringIO(), width=160)
-    terminal.print_space(out, describe(searched, samples=1))
-    terminal.print_start(out, searched, "2 workers", new=True, done=0)
+    tables.print_space(out, describe(searched, samples=1))
+    tables.print_start(out, searched, "2 workers", new=True, done=0)
     text = out.file.getvalue()
     assert "Tokens a window: stage 1: 64" in text
     assert "stage1.state" in text

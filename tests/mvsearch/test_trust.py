@@ -14,29 +14,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import kendalltau
 
-from mvsearch.front import (
-    Point,
-    SeedNoise,
-    difference_noise,
-    families,
-    indistinguishable,
-    pareto_front,
-    seed_noise,
-    standings,
-)
-from mvsearch.record import FAIL, TRAIN, Evaluation
-from mvsearch.repeat import RepeatOutcome
+from mvsearch.analysis.calibration import calibration, rank_correlation, verdict
+from mvsearch.analysis.findings import Findings
+from mvsearch.analysis.noise import SeedNoise, difference_noise, seed_noise, standings, study_noise
+from mvsearch.analysis.plans import choose_layouts, fresh_seeds, to_confirm
+from mvsearch.driver.repeat import RepeatOutcome
 from mvsearch.report.sentences import calibration_words, confirmation_words
-from mvsearch.terminal import confirmed_lines, print_front, print_repeat
-from mvsearch.trust import (
-    calibration,
-    choose_layouts,
-    fresh_seeds,
-    rank_correlation,
-    study_noise,
-    to_confirm,
-    verdict,
-)
+from mvsearch.study.front import Point, families, pareto_front
+from mvsearch.study.record import FAIL, TRAIN, Evaluation
+from mvsearch.terminal.tables import confirmed_lines, print_front, print_repeat
 
 EPOCHS = study_factory.EPOCHS
 values = st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=20)
@@ -200,7 +186,7 @@ def test_confirm_trains_the_front_and_the_hand_made():
 
 def test_what_was_chosen_by_luck_and_what_the_splits_differ_are_told_apart():
     study = confirmed(shift=0.05)
-    found = study.confirmation
+    found = Findings(study).confirmation
     volumes = found.hypervolume
     assert volumes.observed > volumes.val > volumes.test
     assert volumes.optimism == pytest.approx((volumes.observed - volumes.val) / volumes.val)
@@ -219,20 +205,20 @@ def test_what_was_chosen_by_luck_and_what_the_splits_differ_are_told_apart():
 
 def test_members_that_were_not_confirmed_are_named():
     study = confirmed(drop=2)
-    assert set(study.confirmation.missing) == {record.key for record in study.front[:2]}
-    assert study_factory.study().confirmation is None
+    assert set(Findings(study).confirmation.missing) == {record.key for record in study.front[:2]}
+    assert Findings(study_factory.study()).confirmation is None
 
 
 def test_a_gain_is_over_the_best_hand_made_layout_at_least_as_fast():
     study = confirmed(sd=0.0001)
-    for gain in study.confirmation.gains:
+    for gain in Findings(study).confirmation.gains:
         own = next(record for record in study.front if record.key == gain.layout)
         fast = [record for record in study.baselines if record.ratio >= own.ratio]
         best = min(fast, key=lambda record: record.nll)
         assert gain.baseline == best.baseline
         assert gain.quality == pytest.approx(best.nll - own.nll, abs=0.001)
         assert 0 < gain.quality_se < 0.001
-    assert study.confirmation.gains
+    assert Findings(study).confirmation.gains
 
 
 def test_noise_is_pooled_within_a_purpose_and_never_across():
@@ -261,7 +247,8 @@ def test_a_layout_is_judged_against_the_best_that_is_as_fast(points, sd):
             continue
         assert standing.gap == point.quality - max(p.quality for p in others)
         assert standing.se == pytest.approx(sd)
-    kept = {p.key for p in indistinguishable(points, dict.fromkeys((p.key for p in points), 2), noise)}
+    judged = standings(points, dict.fromkeys((p.key for p in points), 2), noise)
+    kept = {one.key for one in judged if one.verdict != "dominated"}
     assert {p.key for p in pareto_front(points)} <= kept
     exact = standings(points, dict.fromkeys((p.key for p in points), 1), SeedNoise(1e-9, 20))
     assert {s.key for s in exact if s.verdict == "front"} <= {p.key for p in pareto_front(points)}
@@ -323,28 +310,28 @@ def printed(show, *arguments):
 
 def test_the_front_is_printed_with_errors_and_each_cost_once():
     study = confirmed(sd=0.02)
-    text = printed(print_front, study)
-    assert f"± {study.noise.se(1):.3f}" in text
+    text = printed(print_front, Findings(study))
+    assert f"± {Findings(study).noise.se(1):.3f}" in text
     table = text.partition("The front and what cannot be told apart")[2].splitlines()[2:]
-    near = [record for record in study.complete if study.standings[record.key].verdict != "dominated"]
+    near = [record for record in study.complete if Findings(study).standings[record.key].verdict != "dominated"]
     assert len(table) == len(families(near, "nll")) < len(near) + 1
     assert len(near) > len(study.front)
-    once = printed(print_front, study_factory.study())
+    once = printed(print_front, Findings(study_factory.study()))
     assert "nothing is known of the noise" in once
     assert "±" not in once
 
 
 def test_what_is_said_is_what_was_found():
     study = calibrated(16, lambda record: -record.nll)
-    said = calibration_words(study.calibration)
+    said = calibration_words(Findings(study).calibration)
     assert said[0].startswith("16 layouts trained for 24 epochs with 2 seeds each, against the proxy's 6 epochs.")
     assert "−1.00 (95 % interval −1.00 to −1.00)" in said[1]
     assert said[-1].startswith("Verdict red")
-    short = calibrated(11, lambda record: record.nll).calibration
+    short = Findings(calibrated(11, lambda record: record.nll)).calibration
     assert len(calibration_words(short)) == 2
     begun = dataclasses.replace(short, layouts=(), unfinished=1, long_epochs=0, seeds=0)
     assert calibration_words(begun)[0] == "No layout is trained long with every seed yet (1 layout not finished)."
-    found = confirmed(shift=0.05).confirmation
+    found = Findings(confirmed(shift=0.05)).confirmation
     volume = found.hypervolume
     said = " ".join(confirmation_words(found))
     assert f"was {volume.observed:.3f} as searched, is {volume.val:.3f} with fresh seeds" in said
@@ -357,24 +344,32 @@ def test_what_is_said_is_what_was_found():
 def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
     study = calibrated(16, lambda record: record.nll)
     text = printed(
-        print_repeat, study, RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0), ["front.csv", "report.html"], "studies/x"
+        print_repeat,
+        Findings(study),
+        RepeatOutcome("calibrate", 16, 0, 20, 0.9, 60.0),
+        ["front.csv", "report.html"],
+        "studies/x",
     )
     assert "Verdict green" in text
     assert "4 layouts left; the same command goes on" in text
     assert "Next: open report.html, or mvsearch confirm studies/x" in text
     study = confirmed()
     text = printed(
-        print_repeat, study, RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0), ["front.csv", "report.html"], "synthetic"
+        print_repeat,
+        Findings(study),
+        RepeatOutcome("confirm", 16, 0, 16, 0.9, 60.0),
+        ["front.csv", "report.html"],
+        "synthetic",
     )
-    one = study.confirmation.layouts[0]
+    one = Findings(study).confirmation.layouts[0]
     assert f"{100 * one.test.top1:.1f} ± {100 * one.test.top1_sd:.1f} %" in text
     assert "or mvsearch calibrate synthetic" in text
-    gain = study.confirmation.gains[0]
+    gain = Findings(study).confirmation.gains[0]
     assert f"{100 * gain.top1:+.1f} ± {100 * gain.top1_se:.1f} ({gain.baseline})".replace("-", "−") in text
 
 
 def test_no_number_of_a_confirmation_is_cut_short_at_the_width_of_a_log():
-    found = confirmed().confirmation
+    found = Findings(confirmed()).confirmation
     out = Console(file=io.StringIO(), width=110)
     out.print(confirmed_lines(found))
     text = out.file.getvalue()

@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 from test_cli import mvsearch, wait_for_lines
 
-from mvsearch.ledger import read_evaluations
-from mvsearch.study import find_study, load_study
+from mvsearch.analysis.findings import Findings
+from mvsearch.study.data import load_study
+from mvsearch.study.folder import find_study
+from mvsearch.study.ledger import read_evaluations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,7 +67,7 @@ def test_a_calibration_that_was_stopped_is_whole_and_says_its_verdict(home, stud
     assert len(calibrated) == 12 * 2 * 4
     assert {line.conditions["train_images"] for line in calibrated} == {64}
     assert all("test_nll" not in line.values for line in calibrated)
-    found = study.calibration
+    found = Findings(study).calibration
     assert (len(found.layouts), found.long_epochs) == (12, 4)
     said = (home / "calibrate").read_text()
     assert f"Verdict {found.verdict}" in said
@@ -82,7 +84,7 @@ def test_a_confirmation_measures_the_test_split_that_nothing_else_has_seen(home,
     assert all(line.values["test_nll"] != line.values["nll"] for line in confirmed)
     assert all("test_nll" not in line.values for line in lines if line.purpose != "confirm")
     assert {line.seed for line in confirmed} == {700, 701}
-    found = study.confirmation
+    found = Findings(study).confirmation
     assert {one.key for one in found.layouts} >= {record.key for record in study.baselines}
     assert "Confirmed: top-1 of fresh trainings" in (home / "confirm").read_text()
 
@@ -163,7 +165,7 @@ def test_an_export_loads_where_only_torch_and_timm_are_and_gives_its_test_accura
     measured = float(re.search(r"^top-1 (\S+)$", alone.stdout, re.MULTILINE)[1])
     assert measured == pytest.approx(config["results"]["test_top1"], abs=1e-6)
     card = (library / "found/card.md").read_text()
-    fresh = study.confirmation.of(config["key"])
+    fresh = Findings(study).confirmation.of(config["key"])
     assert f"n = 2 fresh seeds, its test top-1 is {100 * fresh.test.top1:.2f} %" in card
     searched = mvsearch(
         *("export", "tiny", "--pick", config["key"], "--name", "old", "--force", "--weights", "searched"),
@@ -177,13 +179,13 @@ def test_an_export_loads_where_only_torch_and_timm_are_and_gives_its_test_accura
 
 def test_an_onnx_export_that_fails_leaves_no_entry(home, tmp_path, monkeypatch):
     from mambavision import ExportError, onnx_export
-    from mvsearch.export import export
+    from mvsearch.export.entry import export
 
     monkeypatch.setenv("MAMBAVISION_LIBRARY", str(tmp_path))
     monkeypatch.setattr(onnx_export, "_verify", lambda *arguments: (_ for _ in ()).throw(ExportError("differs")))
     folder = find_study("tiny", home / "studies")
     with pytest.raises(ExportError, match="differs"):
-        export(folder, load_study(folder), "knee", force=True, onnx=True)
+        export(folder, Findings(load_study(folder)), "knee", force=True, onnx=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -15,9 +15,10 @@ from ray.tune.search import Searcher
 from tune_trainable import kind_of, trainable
 
 from mambavision.layout import HybridLayout
-from mvsearch.config import load_config
+from mvsearch.config.reading import load_config
 from mvsearch.integrations.tune import LayoutSearcher
-from mvsearch.space import SearchSpace, SpaceError
+from mvsearch.space.space import SearchSpace
+from mvsearch.space.stage import SpaceError
 
 METRIC, MODE = ["nll", "speed"], ["min", "max"]
 

@@ -19,18 +19,25 @@ from typer.testing import CliRunner
 
 from mambavision.layout import HybridLayout
 from mambavision.library import SHIPPED
+from mvsearch.analysis.findings import Findings
 from mvsearch.cli import app
-from mvsearch.config import ConfigError, StudyConfig, load_config
-from mvsearch.front import front_records
-from mvsearch.ledger import StudyError, read_evaluations
+from mvsearch.config.reading import load_config
+from mvsearch.config.sections import StudyConfig
+from mvsearch.config.values import ConfigError
+from mvsearch.driver.search import Search
+from mvsearch.driver.settings import check_settings
+from mvsearch.driver.trials import brief_optuna_study
+from mvsearch.driver.warm_start import plan_warm_start, read_warm_start, source_study
 from mvsearch.pool.inline import InlinePool
-from mvsearch.record import COMPLETE, TIME, TRAIN
 from mvsearch.report import write_tables
-from mvsearch.search import Search
-from mvsearch.space import SearchSpace, SpaceError
-from mvsearch.storage import brief_optuna_study
-from mvsearch.study import StudyFolder, describe_study, load_study
-from mvsearch.warm_start import plan_warm_start, read_warm_start, source_study
+from mvsearch.space.space import SearchSpace
+from mvsearch.space.stage import SpaceError
+from mvsearch.study.data import describe_study, load_study
+from mvsearch.study.files import StudyError
+from mvsearch.study.folder import StudyFolder
+from mvsearch.study.front import front_records
+from mvsearch.study.ledger import read_evaluations
+from mvsearch.study.record import COMPLETE, TIME, TRAIN
 
 HERE = Path(__file__).parent
 
@@ -50,7 +57,8 @@ def warm_search(studies, name, *overrides, make=None, journal=False, **machine):
     folder = StudyFolder(studies / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     environment = {**MACHINE, **machine, "reference": space.reference().key}
-    new = folder.check(config.resolved_yaml())
+    check_settings(folder, config)
+    new = folder.is_new
     source = source_study(config, folder) if new else None
     plan = plan_warm_start(config, space, source, environment) if new else read_warm_start(config, folder)
     folder.begin(config.resolved_yaml())
@@ -107,7 +115,7 @@ def test_under_equal_conditions_all_is_taken_over_with_its_source_and_never_meas
     attributes = [trial.user_attrs.get("warm_start") for trial in trials_of(search)]
     assert attributes[:20] == [f"old, trial {record.number}" for record in finished.records()], "they come first"
     assert set(attributes[20:]) == {None}
-    write_tables(load_study(search.folder), search.folder.path)
+    write_tables(Findings(load_study(search.folder)), search.folder.path)
     with (search.folder.path / "trials.csv").open() as file:
         rows = {row["key"]: row["warm_start"] for row in csv.DictReader(file)}
     assert rows == {key: record.warm_start or "" for key, record in after.items()}

@@ -1,0 +1,80 @@
+"""Findings: what a study means. Terminal, report and export read one such object; none of them computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from mvsearch.analysis.calibration import Calibration, calibration
+from mvsearch.analysis.confirmation import Confirmation, confirmation
+from mvsearch.analysis.gains import Difference, Gain, difference, gains, picks
+from mvsearch.analysis.insight import Insight
+from mvsearch.analysis.noise import SeedNoise, Standing, standings, study_difference_noise, study_noise
+from mvsearch.study.data import StudyData
+from mvsearch.study.front import point_of
+from mvsearch.study.record import TrialRecord
+
+
+class Findings:
+    """What the measurements of one study mean; each finding is computed when it is first asked for, once.
+
+    Args:
+        study: what was measured.
+    """
+
+    def __init__(self, study: StudyData) -> None:
+        self.study = study
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Whether the proxy ranks layouts as long training does; None before `mvsearch calibrate`."""
+        return calibration(self.study)
+
+    @cached_property
+    def confirmation(self) -> Confirmation | None:
+        """The front with fresh seeds on the test split; None before `mvsearch confirm`."""
+        return confirmation(self.study)
+
+    @cached_property
+    def noise(self) -> SeedNoise | None:
+        """Noise between seeds of a full training, in quality; None where no layout was trained twice."""
+        return study_noise(self.study)
+
+    @cached_property
+    def difference_noise(self) -> SeedNoise | None:
+        """The same for differences between layouts, from which what a seed does to all alike is taken out."""
+        return study_difference_noise(self.study)
+
+    @cached_property
+    def standings(self) -> dict[str, Standing]:
+        """Each complete layout's `Standing` by its key; empty where the noise is not known."""
+        study = self.study
+        points = [point for record in study.complete if (point := point_of(record, study.measure))]
+        if self.difference_noise is None or self.difference_noise.sd == 0:
+            return {}
+        seeds = {record.key: len(record.seeds) for record in study.complete}
+        return {standing.key: standing for standing in standings(points, seeds, self.difference_noise)}
+
+    @cached_property
+    def gains(self) -> list[Gain]:
+        """What the front offers in place of each complete hand-made layout, slowest first."""
+        return gains(self.study)
+
+    @cached_property
+    def picks(self) -> dict[str, TrialRecord]:
+        """The knee, the fastest and the most accurate member of the front; empty where no layout is complete."""
+        return picks(self.study)
+
+    @cached_property
+    def insight(self) -> Insight:
+        """What ratio, placement, state and width do."""
+        return Insight(self.study)
+
+    @property
+    def importance(self) -> Mapping[str, Mapping[str, float]] | None:
+        """Share of each factor by outcome, as the driver wrote it into the study's folder; None where it did not."""
+        return self.study.importance
+
+    def difference(self, record: TrialRecord, other: TrialRecord) -> Difference | None:
+        """One layout minus another in quality; None where one of them has none."""
+        return difference(self.study, self.confirmation, record, other)

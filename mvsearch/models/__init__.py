@@ -1,0 +1,1 @@
+"""Models of layouts: their features, a Gaussian process of quality, a regression of throughput."""

@@ -1,0 +1,217 @@
+"""The folder of a study: what lies where, and how to read it back without touching it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvsearch.study.files import RESTORE, StudyError, write_atomic
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where a study's files are.
+
+    Attributes:
+        path: the folder, ``studies/<name>``.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.path.name
+
+    @property
+    def argument(self) -> str:
+        """What names the study in a command, quoted for a shell: its name, or its folder where that is elsewhere."""
+        return self.name if self.path == Path("studies") / self.name else shlex.quote(str(self.path))
+
+    @property
+    def launch_command(self) -> str:
+        """The command that goes on with the search, quoted for a shell."""
+        among = "" if self.path.parent == Path("studies") else f" --studies {shlex.quote(str(self.path.parent))}"
+        return f"mvsearch launch {shlex.quote(str(self.config))}{among}"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "study.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, devices and conditions."""
+        return self.path / "environment.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What was measured."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """The sampler's memory."""
+        return self.path / "journal.log"
+
+    @property
+    def database_name(self) -> Path:
+        """Under which name a database keeps the sampler's memory."""
+        return self.path / "database_name"
+
+    @property
+    def status(self) -> Path:
+        """What the driver last told of its progress."""
+        return self.path / "status.json"
+
+    def repeat_status(self, purpose: str) -> Path:
+        """What `mvsearch calibrate` or `confirm` last told of its progress."""
+        return self.path / f"{purpose}-status.json"
+
+    @property
+    def weights(self) -> Path:
+        """Weights of the front and the baselines."""
+        return self.path / "weights"
+
+    @property
+    def confirmed_weights(self) -> Path:
+        """Weights of the layouts that `confirm` trained, of its first seed."""
+        return self.path / "confirmed"
+
+    @property
+    def retrained(self) -> Path:
+        """Trainings of `mvsearch export --retrain`, a folder each."""
+        return self.path / "retrained"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Trainings of layouts that wait between rungs."""
+        return self.path / "checkpoints"
+
+    @property
+    def warm_start(self) -> Path:
+        """The layouts that the search began with, if it had a warm start."""
+        return self.path / "warm_start.json"
+
+    @property
+    def importance(self) -> Path:
+        """Which factors matter most, by Optuna, and of how many layouts that was computed."""
+        return self.path / "importance.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def is_new(self) -> bool:
+        """True if nothing was measured yet."""
+        return not self.config.exists() or not self.ledger.exists() or not self.ledger.stat().st_size
+
+    def begin(self, resolved_yaml: str) -> None:
+        """Write study.yaml; what an earlier launch left that measured nothing is forgotten.
+
+        Args:
+            resolved_yaml: the resolved configuration as text.
+        """
+        if self.is_new:
+            for path in (self.journal, self.database_name, self.environment, self.warm_start):
+                path.unlink(missing_ok=True)
+        self.weights.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config, resolved_yaml)
+
+    def record_environment(self, environment: dict[str, Any]) -> None:
+        """Write environment.json, keeping one entry a launch.
+
+        Raises:
+            StudyError: if the data set is not the one the study was started with.
+        """
+        launches = []
+        if self.environment.exists():
+            before = read_json(self.environment)
+            texts = dict.fromkeys(("device", "scan", "data.fingerprint"), str)
+            expect(self.environment, before, {"launches": list, **texts})
+            launches = before["launches"]
+            if before["data"]["fingerprint"] != environment["data"]["fingerprint"]:
+                raise StudyError(
+                    f"{self.path}: the data has changed since the study was started (fingerprint "
+                    f"{before['data']['fingerprint']} then, {environment['data']['fingerprint']} now); take another "
+                    "name with --set name=…"
+                )
+            for name in ("device", "scan"):
+                if before[name] != environment[name]:
+                    raise StudyError(
+                        f"{self.path}: its throughputs were timed with {name} {before[name]!r}, and here it is "
+                        f"{environment[name]!r}; both cannot stand on one front. Take another name with --set name=…"
+                    )
+        launches.append(environment.pop("launch"))
+        write_atomic(self.environment, json.dumps({**environment, "launches": launches}, indent=2) + "\n")
+
+
+def find_study(name_or_path: str, studies: Path = Path("studies")) -> StudyFolder:
+    """The folder of a study, given its name or its path.
+
+    Raises:
+        StudyError: if there is none, naming the nearest.
+    """
+    for path in (studies / name_or_path, Path(name_or_path)):
+        if (path / "study.yaml").is_file():
+            return StudyFolder(path)
+    near = difflib.get_close_matches(name_or_path, [folder.name for folder in list_studies(studies)], n=1)
+    among = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
+    hint = f" Did you mean {near[0]!r}?" if near else f" `mvsearch list{among}` shows what there is."
+    raise StudyError(f"study: there is no study {name_or_path!r} in {studies}/.{hint}")
+
+
+def list_studies(studies: Path = Path("studies")) -> list[StudyFolder]:
+    """All studies in a folder, by name."""
+    return [StudyFolder(path.parent) for path in sorted(studies.glob("*/study.yaml"))]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise StudyError(f"{path}: cannot be read ({error})") from None
+    return _mapping(path, data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise StudyError(f"{path}: cannot be read ({error})") from None
+    return _mapping(path, data)
+
+
+def _mapping(path: Path, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise StudyError(f"{path}: damaged, as it holds no mapping; {RESTORE}")
+    return data
+
+
+def expect(path: Path, data: Any, types: dict[str, type]) -> None:
+    """Refuse a file of a study that lacks what every study has.
+
+    Args:
+        path: of the file.
+        data: what it holds.
+        types: by dotted key; no such value is ever empty or 0.
+
+    Raises:
+        StudyError: naming the first that is missing, or of another type.
+    """
+    for key, kind in types.items():
+        found = data
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if not found:
+            raise StudyError(f"{path}: damaged, as it lacks {key}; {RESTORE}")
+        if not isinstance(found, kind):
+            raise StudyError(f"{path}: damaged, as {key} is {found!r}; {RESTORE}")
