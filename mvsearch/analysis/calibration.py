@@ -12,6 +12,7 @@ from mvsearch.analysis.noise import SeedNoise, difference_noise
 from mvsearch.analysis.plans import MIN_LAYOUTS
 from mvsearch.analysis.repeated import by_layout, failed_layouts, quality_of
 from mvsearch.study.front import complete_records
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import CALIBRATE, TRAIN
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Calibration:
     """Whether the proxy ranks layouts as long training does.
 
     Attributes:
-        measure: ``"nll"`` or ``"top1"``; qualities are minus the first in nats, or the second from 0 to 1.
+        measure: what quality is measured by; qualities are minus the first in nats, or the second from 0 to 1.
         layouts: those trained with every seed, by trial number.
         unfinished: layouts begun and not trained with every seed yet.
         failed: layouts of which a training failed, and was not made up for since.
@@ -94,7 +95,7 @@ class Calibration:
         verdict: ``"green"`` (lower end of tau's interval at least 0.4), ``"amber"`` (0.2), ``"red"``, or None.
     """
 
-    measure: str
+    measure: Measure
     layouts: tuple[CalibratedLayout, ...]
     unfinished: int
     failed: int

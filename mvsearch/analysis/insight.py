@@ -39,8 +39,10 @@ from mvsearch.analysis.facts import (
 )
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL, OutcomeModel, feature
 from mvsearch.analysis.pairs import MIN_TRIALS, joined_within, paired_differences
+from mvsearch.analysis.repeated import quality_of
 from mvsearch.space.published import PUBLISHED, published_blocks
 from mvsearch.study.data import StudyData
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import TRAIN, TrialRecord
 
 CALIPER = 0.05
@@ -48,7 +50,7 @@ CALIPER = 0.05
 
 
 SHARES = ("none", "under 40 %", "40–60 %", "over 60 %", "all")
-OUTCOMES = ("nll", "top1", "throughput")
+OUTCOMES = (*Measure, "throughput")
 FACTORS = ("share", "placement", "state", "width")
 MATCHES = ("params", "throughput", "rest")
 
@@ -285,8 +287,7 @@ class Insight:
             record = pair[0]
             for line in record.evaluations:
                 if line.what == TRAIN and line.to_epoch == record.epochs:
-                    value = line.values["top1"] if outcome == "top1" else -line.values["nll"]
-                    found.append((pair, kind, value, line.seed))
+                    found.append((pair, kind, quality_of(line, outcome), line.seed))
         return found
 
     # -- the model --------------------------------------------------------------------------------------------------

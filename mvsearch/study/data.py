@@ -14,6 +14,7 @@ from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder, expect, read_json, read_yaml
 from mvsearch.study.front import complete_records, front_records, reference_point
 from mvsearch.study.ledger import read_evaluations
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import (
     COMPLETE,
     FAILED,
@@ -71,9 +72,9 @@ class StudyData:
         return value
 
     @property
-    def measure(self) -> str:
-        """The study's quality measure, ``"nll"`` or ``"top1"``."""
-        return "top1" if self.setting("objectives", "quality") == "top1" else "nll"
+    def measure(self) -> Measure:
+        """What the study measures quality by."""
+        return Measure(self.setting("objectives", "quality", default=Measure.NLL))
 
     @cached_property
     def complete(self) -> list[TrialRecord]:
