@@ -15,6 +15,7 @@ import yaml
 from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mvsearch.config.layout_section import LayoutConfig
+from mvsearch.config.seeds import MAX_SEEDS, seeds_for
 from mvsearch.config.values import (
     Dtype,
     Section,
@@ -95,7 +96,7 @@ class ProxyConfig(Section):
     """Epochs of a training."""
     batch_size: WholeFrom1 = 64
     """Images a training step."""
-    seeds: Annotated[int, BeforeValidator(whole(1, 100))] = 1
+    seeds: Annotated[int, BeforeValidator(whole(1, MAX_SEEDS))] = 1
     """Trainings a layout, each with a seed of its own; error bars need 2 or more."""
     learning_rate: Annotated[float, BeforeValidator(number(0, 10, above=True))] = 0.002
     """AdamW's learning rate, constant after the warm-up."""
@@ -371,7 +372,7 @@ class StudyConfig(Section):
     @property
     def training_seeds(self) -> tuple[int, ...]:
         """Seeds of a layout's trainings, the same for every layout."""
-        return tuple(self.search.seed * 1000 + number for number in range(self.proxy.seeds))
+        return seeds_for("search", self.search.seed, self.proxy.seeds)
 
     @property
     def deployed_image_size(self) -> int:

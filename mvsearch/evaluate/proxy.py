@@ -27,6 +27,7 @@ from mambavision.data import ImageData
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
 from mambavision.training import TrainingDiverged, autocast_for, train_step
+from mvsearch.config.seeds import epoch_seed
 from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
 
 EVAL_BATCH = 256
@@ -168,8 +169,8 @@ def train(
         curve: list[dict[str, float]] = []
         train_seconds = 0.0
         for epoch in range(from_epoch + 1, to_epoch + 1):
-            torch.manual_seed(seed * 100_003 + epoch)  # drop path draws from the process's generator
-            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            torch.manual_seed(epoch_seed(seed, epoch))  # drop path draws from the process's generator
+            generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
             order = torch.randperm(images, generator=generator).to(device)
             total = torch.zeros((), device=device)
             model.train()

@@ -23,11 +23,11 @@ from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
 from mambavision.training import BEST, Trainer, autocast_for, default_optimizer
 from mvsearch.config.sections import StudyConfig
+from mvsearch.config.seeds import seeds_for
 from mvsearch.evaluate.proxy import EVAL_BATCH, DeviceData, augment, evaluate
 from mvsearch.study.files import write_atomic
 
 RESULT = "result.json"
-SEED_OFFSET = 900  # clear of the seeds of search, calibrate and confirm
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def retrain(layout: HybridLayout, config: StudyConfig, data: ImageData, epochs: 
     if result.is_file():
         return Retrained(folder=folder, **json.loads(result.read_text(encoding="utf-8")))
     proxy = config.proxy
-    seed = config.search.seed * 1000 + SEED_OFFSET
+    (seed,) = seeds_for("retrain", config.search.seed, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_device = DeviceData(data, device, test=True)
     assert on_device.test is not None

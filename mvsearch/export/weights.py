@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from mambavision.layout import HybridLayout
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.plans import fresh_seeds
+from mvsearch.config.seeds import seeds_for
 from mvsearch.study.data import StudyData
 from mvsearch.study.files import StudyError, driver_lock
 from mvsearch.study.folder import StudyFolder
@@ -53,7 +53,7 @@ def kept_weights(folder: StudyFolder, findings: Findings, record: TrialRecord, k
     path = folder.confirmed_weights / f"{record.key}.safetensors"
     fresh = findings.confirmation.of(record.key) if findings.confirmation else None
     if kind != SEARCHED and fresh and path.is_file():
-        seed = fresh_seeds(CONFIRM, study.setting("search", "seed", default=0), 1)[0]
+        (seed,) = seeds_for(CONFIRM, study.setting("search", "seed", default=0), 1)
         return Weights(
             kind=CONFIRMED,
             data=path.read_bytes(),
