@@ -28,6 +28,9 @@ class Measure(StrEnum):
     def _missing_(cls, value: object) -> None:
         raise ValueError(f"measure: {value!r} is not allowed; one of {', '.join(cls)}")
 
+    def __repr__(self) -> str:
+        return repr(self.value)  # messages and tables quote it as what it is in a configuration
+
     @property
     def other(self) -> Measure:
         """The measure that this one is not."""
