@@ -239,12 +239,10 @@ def _reproduce(study: StudyData) -> str:
         else ""
     )
     commit = study.environment.get("git_commit")
-    data = study.environment.get("data")
-    mark = data.get("fingerprint") if isinstance(data, Mapping) else None
     facts = [f"seed {study.setting('search', 'seed', default=0)}"]
     facts += [f"commit {str(commit)[:12]}"] if commit else []
     facts += [named] if named else []
-    facts += [f"data fingerprint {mark}"] if mark else []
+    facts += [f"data fingerprint {study.fingerprint}"] if study.fingerprint else []
     return html.escape(
         f"The same layouts are asked for, in the same order where one worker runs, with {'; '.join(facts)}. "
         "Throughputs are of this device, so elsewhere another front is right."

@@ -76,6 +76,12 @@ class StudyData:
         """What the study measures quality by."""
         return Measure(self.setting("objectives", "quality", default=Measure.NLL))
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the data that the study was started with; None where its environment does not say."""
+        data = self.environment.get("data")
+        return data.get("fingerprint") if isinstance(data, Mapping) else None
+
     @cached_property
     def complete(self) -> list[TrialRecord]:
         """Layouts timed, and trained in full with every seed."""
