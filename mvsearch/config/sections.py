@@ -6,6 +6,7 @@ In `layout`, a list is searched and a single value is fixed: such fields are tup
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from mambavision.layout import HybridLayout
 from mvsearch.config.layout_section import LayoutConfig
 from mvsearch.config.seeds import MAX_SEEDS, seeds_for
 from mvsearch.config.values import (
@@ -128,6 +130,10 @@ class ProxyConfig(Section):
             raise wrong(self.warmup_epochs, f"at most proxy.epochs, {self.epochs}", "warmup_epochs")
         return self
 
+    def as_trained(self, layout: HybridLayout) -> HybridLayout:
+        """A deployed layout as the proxy trains it, with `stem_stride`. Strides have no weights, so those fit both."""
+        return layout if self.stem_stride is None else dataclasses.replace(layout, stem_stride=self.stem_stride)
+
 
 class FidelityConfig(Section):
     """Nested rungs: a layout is trained to the end of one rung, and only the promising go on to the next."""
@@ -223,6 +229,10 @@ class TimingConfig(Section):
     eagerly where that fails; false: always eagerly."""
     latency: Annotated[bool, BeforeValidator(flag)] = False
     """Whether single images are timed as well, for latency_ms in trials.csv."""
+
+    def deployed_image_size(self, proxy: ProxyConfig) -> int:
+        """Side in pixels of the images that budgets and timings are about."""
+        return self.image_size or proxy.image_size
 
 
 class ThroughputConfig(Section):
@@ -377,7 +387,7 @@ class StudyConfig(Section):
     @property
     def deployed_image_size(self) -> int:
         """Side in pixels of the images that budgets and timings are about."""
-        return self.timing.image_size or self.proxy.image_size
+        return self.timing.deployed_image_size(self.proxy)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in."""

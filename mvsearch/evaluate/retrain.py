@@ -120,11 +120,13 @@ def retrain(layout: HybridLayout, config: StudyConfig, data: ImageData, epochs: 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_device = DeviceData(data, device, test=True)
     assert on_device.test is not None
-    own = layout if proxy.stem_stride is None else layout.override(stem_stride=proxy.stem_stride)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = MambaVision(
-            own, num_classes=on_device.classes, in_chans=on_device.channels, drop_path_rate=proxy.drop_path
+            proxy.as_trained(layout),
+            num_classes=on_device.classes,
+            in_chans=on_device.channels,
+            drop_path_rate=proxy.drop_path,
         )
     kind = data.augment if proxy.augment == "auto" else proxy.augment
     train_loader = DeviceLoader(on_device, min(proxy.batch_size, len(data.train)), kind)
