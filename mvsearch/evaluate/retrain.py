@@ -21,9 +21,10 @@ from torch import Tensor
 from mambavision.data import ImageData
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
-from mambavision.training import BEST, Trainer, autocast_for, default_optimizer
+from mambavision.training import BEST, Trainer, autocast_for
 from mvsearch.config.sections import StudyConfig
 from mvsearch.config.seeds import seeds_for
+from mvsearch.evaluate.optimizer import search_optimizer
 from mvsearch.evaluate.proxy import EVAL_BATCH, DeviceData, augment, evaluate
 from mvsearch.study.files import write_atomic
 
@@ -130,7 +131,7 @@ def retrain(layout: HybridLayout, config: StudyConfig, data: ImageData, epochs: 
         )
     kind = data.augment if proxy.augment == "auto" else proxy.augment
     train_loader = DeviceLoader(on_device, min(proxy.batch_size, len(data.train)), kind)
-    optimizer = default_optimizer(model, learning_rate=proxy.learning_rate, weight_decay=proxy.weight_decay)
+    optimizer = search_optimizer(model, proxy)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         "cosine",
