@@ -6,21 +6,20 @@ MAX_SEEDS = 100
 """Most seeds of one purpose."""
 
 _STUDY = 1000  # seeds of a study: search.seed * 1000 to search.seed * 1000 + 999
-_OFFSETS = {"search": 0, "calibrate": 500, "confirm": 700, "retrain": 900}
 
-PURPOSES = tuple(_OFFSETS)
-"""What trainings are for: those that the ledger knows, and the training anew of an export."""
+OFFSETS = {"search": 0, "calibrate": 500, "confirm": 700, "retrain": 900}
+"""Where the seeds of each purpose begin: of those that the ledger knows, and of the training anew of an export."""
 
 
 def seeds_for(purpose: str, search_seed: int, count: int) -> tuple[int, ...]:
     """Seeds of the trainings for one purpose, which no other purpose and no other ``search.seed`` has.
 
     Args:
-        purpose: one of `PURPOSES`.
+        purpose: one of `OFFSETS`.
         search_seed: ``search.seed`` of the study, 0 or more.
         count: 1 to `MAX_SEEDS`.
     """
-    first = search_seed * _STUDY + _OFFSETS[purpose]
+    first = search_seed * _STUDY + OFFSETS[purpose]
     return tuple(range(first, first + count))
 
 
