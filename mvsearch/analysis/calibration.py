@@ -85,7 +85,6 @@ class Calibration:
         epochs: of the proxy.
         long_epochs: of a long training.
         seeds: long trainings a layout.
-        proxy_seeds: trainings behind a proxy score of the search.
         tau: between the proxy score and the long training; None under `MIN_LAYOUTS` layouts, as all that follows.
         ceiling: between the proxy score and the same proxy with fresh seeds: no ranking by the proxy can agree with
             anything much better than with itself.
@@ -102,7 +101,6 @@ class Calibration:
     epochs: int
     long_epochs: int
     seeds: int
-    proxy_seeds: int
     tau: RankCorrelation | None = None
     ceiling: RankCorrelation | None = None
     regret: float | None = None
@@ -166,7 +164,6 @@ def calibration(study: StudyData) -> Calibration | None:
         epochs=epochs,
         long_epochs=long_epochs,
         seeds=seeds,
-        proxy_seeds=min((len(records[one.key].seeds) for one in found), default=0),
         noise=noise,
     )
     if len(found) < MIN_LAYOUTS:

@@ -42,7 +42,6 @@ from mvsearch.analysis.pairs import MIN_TRIALS, joined_within, paired_difference
 from mvsearch.analysis.repeated import quality_of
 from mvsearch.space.published import PUBLISHED, published_blocks
 from mvsearch.study.data import StudyData
-from mvsearch.study.measure import Measure
 from mvsearch.study.record import TRAIN, TrialRecord
 
 CALIPER = 0.05
@@ -50,9 +49,6 @@ CALIPER = 0.05
 
 
 SHARES = ("none", "under 40 %", "40–60 %", "over 60 %", "all")
-OUTCOMES = (*Measure, "throughput")
-FACTORS = ("share", "placement", "state", "width")
-MATCHES = ("params", "throughput", "rest")
 
 
 PAIRS, MODEL, REFERENCE = "matched pairs", "model", "reference"
@@ -97,7 +93,7 @@ class FactorComparison:
 
     Attributes:
         stage: number of the stage, from 1; 0 for the width, which is of the whole layout.
-        factor: one of `FACTORS`: ``"share"`` (attention blocks over blocks), ``"placement"`` (of mixed orders, at
+        factor: ``"share"`` (attention blocks over blocks), ``"placement"`` (of mixed orders, at
             equal share), ``"state"`` or ``"width"``.
         outcome: ``"nll"`` (minus the NLL in nats, so that larger is better), ``"top1"`` (0 to 1) or ``"throughput"``
             (log2 of the ratio).
@@ -182,9 +178,9 @@ class Insight:
 
         Args:
             stage: number of a hybrid stage, from 1; 0 for the width.
-            factor: one of `FACTORS`.
-            outcome: one of `OUTCOMES`.
-            matched: one of `MATCHES`.
+            factor: as in `FactorComparison`.
+            outcome: likewise.
+            matched: likewise.
 
         Raises:
             ValueError: for throughput at matched throughput, which is the same for all.

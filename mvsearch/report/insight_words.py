@@ -27,12 +27,6 @@ FACTOR_NAMES = {
 MATCH_NAMES = {"params": "at equal parameters", "throughput": "at equal throughput", "rest": "all else equal"}
 
 
-def subject(one: FactorComparison) -> str:
-    """What a comparison is about, e.g. ``"Stage 2, placement of attention"``."""
-    name = FACTOR_NAMES[one.factor]
-    return f"Stage {one.stage}, {name}" if one.stage else f"{name[0].upper()}{name[1:]}"
-
-
 def displayed(value: float, outcome: str) -> float:
     """From an outcome's unit to the one that is shown: a factor for throughput, points for top-1, NLL as itself."""
     if outcome == "throughput":

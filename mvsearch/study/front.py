@@ -39,11 +39,6 @@ class Point:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{self.key}: {name}: {getattr(self, name)!r} is not allowed; a finite number")
 
-    def dominates(self, other: Point) -> bool:
-        """True if this point is at least as good in both objectives and better in one."""
-        no_worse = self.quality >= other.quality and self.throughput >= other.throughput
-        return no_worse and (self.quality > other.quality or self.throughput > other.throughput)
-
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """The points that no other point dominates, slowest (and so best) first.
