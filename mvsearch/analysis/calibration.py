@@ -12,6 +12,7 @@ from mvsearch.analysis.noise import SeedNoise, difference_noise
 from mvsearch.analysis.plans import MIN_LAYOUTS
 from mvsearch.analysis.repeated import by_layout, failed_layouts, quality_of
 from mvsearch.study.front import complete_records
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import CALIBRATE, TRAIN
 
 if TYPE_CHECKING:
@@ -77,14 +78,13 @@ class Calibration:
     """Whether the proxy ranks layouts as long training does.
 
     Attributes:
-        measure: ``"nll"`` or ``"top1"``; qualities are minus the first in nats, or the second from 0 to 1.
+        measure: what quality is measured by; qualities are minus the first in nats, or the second from 0 to 1.
         layouts: those trained with every seed, by trial number.
         unfinished: layouts begun and not trained with every seed yet.
         failed: layouts of which a training failed, and was not made up for since.
         epochs: of the proxy.
         long_epochs: of a long training.
         seeds: long trainings a layout.
-        proxy_seeds: trainings behind a proxy score of the search.
         tau: between the proxy score and the long training; None under `MIN_LAYOUTS` layouts, as all that follows.
         ceiling: between the proxy score and the same proxy with fresh seeds: no ranking by the proxy can agree with
             anything much better than with itself.
@@ -94,14 +94,13 @@ class Calibration:
         verdict: ``"green"`` (lower end of tau's interval at least 0.4), ``"amber"`` (0.2), ``"red"``, or None.
     """
 
-    measure: str
+    measure: Measure
     layouts: tuple[CalibratedLayout, ...]
     unfinished: int
     failed: int
     epochs: int
     long_epochs: int
     seeds: int
-    proxy_seeds: int
     tau: RankCorrelation | None = None
     ceiling: RankCorrelation | None = None
     regret: float | None = None
@@ -165,7 +164,6 @@ def calibration(study: StudyData) -> Calibration | None:
         epochs=epochs,
         long_epochs=long_epochs,
         seeds=seeds,
-        proxy_seeds=min((len(records[one.key].seeds) for one in found), default=0),
         noise=noise,
     )
     if len(found) < MIN_LAYOUTS:

@@ -224,7 +224,7 @@ def _check(first: StudyData, other: StudyData) -> None:
     """Refuse two studies whose numbers do not mean the same."""
     fields: dict[str, tuple[Any, Any]] = {
         "objectives.quality": (first.measure, other.measure),
-        "data (fingerprint)": (_fingerprint(first), _fingerprint(other)),
+        "data (fingerprint)": (first.fingerprint, other.fingerprint),
         "classes": (first.classes, other.classes),
     }
     for section, free in _FREE.items():
@@ -242,11 +242,6 @@ def _check(first: StudyData, other: StudyData) -> None:
                 f"compare: {first.name} and {other.name} cannot be compared: {name} is {mine!r} in the one and "
                 f"{theirs!r} in the other, so {why}"
             )
-
-
-def _fingerprint(study: StudyData) -> Any:
-    data = study.environment.get("data")
-    return data.get("fingerprint") if isinstance(data, Mapping) else None
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mvsearch.analysis.noise import UNDECIDED, SeedNoise, Standing, difference_noise, standings
 from mvsearch.analysis.repeated import by_layout, failed_layouts
 from mvsearch.study.front import Point, complete_records, hypervolume, pareto_front, point_of
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import CONFIRM, Evaluation, TrialRecord
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Fresh:
 
     def qualities(self, measure: str) -> tuple[float, ...]:
         """One a seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
-        return self.top1s if measure == "top1" else tuple(-nll for nll in self.nlls)
+        own = Measure(measure)
+        return tuple(own.quality(value) for value in own.choose(nll=self.nlls, top1=self.top1s))
 
     def quality(self, measure: str) -> float:
         """Their mean."""
@@ -128,7 +130,7 @@ class Confirmation:
     """The front once more, with fresh seeds and on the test split.
 
     Attributes:
-        measure: ``"nll"`` or ``"top1"``.
+        measure: what quality is measured by.
         layouts: the members of the front and the hand-made layouts that were trained with every seed, slowest first.
         missing: members of the present front that were not (the search went on, or the time was over).
         failed: layouts of which a training failed, and was not made up for since.
@@ -141,7 +143,7 @@ class Confirmation:
         gains: each member against the best hand-made layout at least as fast, where there is one.
     """
 
-    measure: str
+    measure: Measure
     layouts: tuple[ConfirmedLayout, ...]
     missing: tuple[str, ...]
     failed: int

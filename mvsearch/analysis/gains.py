@@ -12,6 +12,7 @@ from mvsearch.analysis.confirmation import Confirmation
 from mvsearch.analysis.noise import SeedNoise, difference_noise, study_difference_noise
 from mvsearch.study.data import StudyData
 from mvsearch.study.front import PICKS, Point, front_records, pick, point_of
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import TrialRecord
 
 
@@ -76,7 +77,7 @@ class Difference:
 
     def clear(self, measure: str) -> bool | None:
         """Whether the interval of a measure leaves out nought; None without an interval."""
-        value, half = (self.top1, self.top1_half) if measure == "top1" else (self.nll, self.nll_half)
+        value, half = Measure(measure).choose(nll=(self.nll, self.nll_half), top1=(self.top1, self.top1_half))
         return None if half is None else abs(value) > half
 
 
@@ -92,13 +93,13 @@ def difference(
     theirs = confirmed.of(other.key) if confirmed else None
     if confirmed and mine and theirs:
         n = confirmed.seeds
-        noises = [difference_noise([[one.test.qualities(m) for one in confirmed.layouts]]) for m in ("nll", "top1")]
+        noises = [difference_noise([[one.test.qualities(m) for one in confirmed.layouts]]) for m in Measure]
         halves = [_half(noise, n, n) for noise in noises]
         nll, top1 = mine.test.nll - theirs.test.nll, mine.test.top1 - theirs.test.top1
         return Difference(nll, halves[0], top1, halves[1], seeds=n)
     if record.nll is None or other.nll is None or record.top1 is None or other.top1 is None:
         return None
-    halves = [_half(study_difference_noise(study, m), len(record.seeds), len(other.seeds)) for m in ("nll", "top1")]
+    halves = [_half(study_difference_noise(study, m), len(record.seeds), len(other.seeds)) for m in Measure]
     return Difference(record.nll - other.nll, halves[0], record.top1 - other.top1, halves[1])
 
 
@@ -180,8 +181,7 @@ class Reordering:
 
 def reordering(study: StudyData) -> Reordering:
     """Compare the front by the study's measure with the front by the other one."""
-    other = "nll" if study.measure == "top1" else "top1"
-    own_front, other_front = study.front, front_records(study.complete, other)
+    own_front, other_front = study.front, front_records(study.complete, study.measure.other)
     own_keys, other_keys = {r.key for r in own_front}, {r.key for r in other_front}
     gained = tuple(r for r in other_front if r.key not in own_keys)
     members = [r for r in [*own_front, *gained] if r.nll is not None and r.top1 is not None]

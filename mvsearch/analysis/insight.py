@@ -39,6 +39,7 @@ from mvsearch.analysis.facts import (
 )
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL, OutcomeModel, feature
 from mvsearch.analysis.pairs import MIN_TRIALS, joined_within, paired_differences
+from mvsearch.analysis.repeated import quality_of
 from mvsearch.space.published import PUBLISHED, published_blocks
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import TRAIN, TrialRecord
@@ -48,9 +49,6 @@ CALIPER = 0.05
 
 
 SHARES = ("none", "under 40 %", "40–60 %", "over 60 %", "all")
-OUTCOMES = ("nll", "top1", "throughput")
-FACTORS = ("share", "placement", "state", "width")
-MATCHES = ("params", "throughput", "rest")
 
 
 PAIRS, MODEL, REFERENCE = "matched pairs", "model", "reference"
@@ -95,7 +93,7 @@ class FactorComparison:
 
     Attributes:
         stage: number of the stage, from 1; 0 for the width, which is of the whole layout.
-        factor: one of `FACTORS`: ``"share"`` (attention blocks over blocks), ``"placement"`` (of mixed orders, at
+        factor: ``"share"`` (attention blocks over blocks), ``"placement"`` (of mixed orders, at
             equal share), ``"state"`` or ``"width"``.
         outcome: ``"nll"`` (minus the NLL in nats, so that larger is better), ``"top1"`` (0 to 1) or ``"throughput"``
             (log2 of the ratio).
@@ -180,9 +178,9 @@ class Insight:
 
         Args:
             stage: number of a hybrid stage, from 1; 0 for the width.
-            factor: one of `FACTORS`.
-            outcome: one of `OUTCOMES`.
-            matched: one of `MATCHES`.
+            factor: as in `FactorComparison`.
+            outcome: likewise.
+            matched: likewise.
 
         Raises:
             ValueError: for throughput at matched throughput, which is the same for all.
@@ -285,8 +283,7 @@ class Insight:
             record = pair[0]
             for line in record.evaluations:
                 if line.what == TRAIN and line.to_epoch == record.epochs:
-                    value = line.values["top1"] if outcome == "top1" else -line.values["nll"]
-                    found.append((pair, kind, value, line.seed))
+                    found.append((pair, kind, quality_of(line, outcome), line.seed))
         return found
 
     # -- the model --------------------------------------------------------------------------------------------------

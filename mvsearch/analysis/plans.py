@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mvsearch.config.seeds import MAX_SEEDS, seeds_for
 from mvsearch.study.files import StudyError
 from mvsearch.study.front import complete_records
 from mvsearch.study.record import CALIBRATE, CONFIRM, TrialRecord
@@ -21,22 +22,6 @@ MIN_LAYOUTS = 12
 
 FACTORS = (4, 8)
 """Least and most epochs of a long training, as a multiple of the proxy's."""
-
-
-# Seeds of a study are search.seed * 1000 + 0, 1, …, at most 99; these stay clear of them and of each other.
-_OFFSETS = {CALIBRATE: 500, CONFIRM: 700}
-MAX_SEEDS = 100
-
-
-def fresh_seeds(purpose: str, search_seed: int, count: int) -> list[int]:
-    """Seeds that the search has not used: ``"calibrate"`` and ``"confirm"`` have their own.
-
-    Args:
-        purpose: ``"calibrate"`` or ``"confirm"``.
-        search_seed: ``search.seed`` of the study.
-        count: 1 to `MAX_SEEDS`.
-    """
-    return [search_seed * 1000 + _OFFSETS[purpose] + number for number in range(count)]
 
 
 def choose_layouts(
@@ -141,7 +126,7 @@ def plan_calibrate(study: StudyData, *, layouts: int = 16, factor: int = FACTORS
     return Plan(
         CALIBRATE,
         (*(record for record in chosen if record.baseline), *own),
-        tuple(fresh_seeds(CALIBRATE, study.setting("search", "seed", default=0), seeds)),
+        seeds_for(CALIBRATE, study.setting("search", "seed", default=0), seeds),
         tuple(epochs * multiple for multiple in range(1, factor + 1)),
     )
 
@@ -161,9 +146,7 @@ def plan_confirm(study: StudyData, *, layouts: int | None = None, seeds: int = 3
     # Hand-made ones first: without them nothing on the front can be compared.
     chosen.sort(key=lambda record: record.baseline is None)
     search_seed = study.setting("search", "seed", default=0)
-    return Plan(
-        CONFIRM, tuple(chosen), tuple(fresh_seeds(CONFIRM, search_seed, seeds)), (study.setting("proxy", "epochs"),)
-    )
+    return Plan(CONFIRM, tuple(chosen), seeds_for(CONFIRM, search_seed, seeds), (study.setting("proxy", "epochs"),))
 
 
 def _whole(name: str, value: int, low: int, high: int | None = None, *, why: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import FAIL, TRAIN, Evaluation
 
 
@@ -33,5 +34,5 @@ def by_layout(lines: Iterable[Evaluation]) -> dict[str, dict[int, dict[int, Eval
 
 
 def quality_of(line: Evaluation, measure: str) -> float:
-    value: float = line.values["top1"] if measure == "top1" else -line.values["nll"]
-    return value
+    """Quality on the validation split after a training; larger is better."""
+    return Measure(measure).quality(line.values[measure])

@@ -6,6 +6,7 @@ In `layout`, a list is searched and a single value is fixed: such fields are tup
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from mambavision.layout import HybridLayout
 from mvsearch.config.layout_section import LayoutConfig
+from mvsearch.config.seeds import MAX_SEEDS, seeds_for
 from mvsearch.config.values import (
     Dtype,
     Section,
@@ -95,7 +98,7 @@ class ProxyConfig(Section):
     """Epochs of a training."""
     batch_size: WholeFrom1 = 64
     """Images a training step."""
-    seeds: Annotated[int, BeforeValidator(whole(1, 100))] = 1
+    seeds: Annotated[int, BeforeValidator(whole(1, MAX_SEEDS))] = 1
     """Trainings a layout, each with a seed of its own; error bars need 2 or more."""
     learning_rate: Annotated[float, BeforeValidator(number(0, 10, above=True))] = 0.002
     """AdamW's learning rate, constant after the warm-up."""
@@ -126,6 +129,10 @@ class ProxyConfig(Section):
         if self.warmup_epochs > self.epochs:
             raise wrong(self.warmup_epochs, f"at most proxy.epochs, {self.epochs}", "warmup_epochs")
         return self
+
+    def as_trained(self, layout: HybridLayout) -> HybridLayout:
+        """A deployed layout as the proxy trains it, with `stem_stride`. Strides have no weights, so those fit both."""
+        return layout if self.stem_stride is None else dataclasses.replace(layout, stem_stride=self.stem_stride)
 
 
 class FidelityConfig(Section):
@@ -222,6 +229,10 @@ class TimingConfig(Section):
     eagerly where that fails; false: always eagerly."""
     latency: Annotated[bool, BeforeValidator(flag)] = False
     """Whether single images are timed as well, for latency_ms in trials.csv."""
+
+    def deployed_image_size(self, proxy: ProxyConfig) -> int:
+        """Side in pixels of the images that budgets and timings are about."""
+        return self.image_size or proxy.image_size
 
 
 class ThroughputConfig(Section):
@@ -371,12 +382,12 @@ class StudyConfig(Section):
     @property
     def training_seeds(self) -> tuple[int, ...]:
         """Seeds of a layout's trainings, the same for every layout."""
-        return tuple(self.search.seed * 1000 + number for number in range(self.proxy.seeds))
+        return seeds_for("search", self.search.seed, self.proxy.seeds)
 
     @property
     def deployed_image_size(self) -> int:
         """Side in pixels of the images that budgets and timings are about."""
-        return self.timing.image_size or self.proxy.image_size
+        return self.timing.deployed_image_size(self.proxy)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in."""

@@ -28,7 +28,7 @@ from mvsearch.driver.results import write_results
 from mvsearch.driver.status import StatusWriter
 from mvsearch.driver.stop import stop_signals
 from mvsearch.driver.view import LaunchState, View
-from mvsearch.evaluate.images import load_study_data, same_data
+from mvsearch.evaluate.images import load_study_data
 from mvsearch.evaluate.make_worker import MakeWorker
 from mvsearch.pool.job import Done, Event, Job, Lost, Notice, Progress, Started
 from mvsearch.pool.opening import open_pool
@@ -36,7 +36,7 @@ from mvsearch.pool.pool import Pool
 from mvsearch.space.space import SearchSpace
 from mvsearch.study.data import load_study
 from mvsearch.study.files import StudyError, driver_lock, repair_tail, write_atomic
-from mvsearch.study.folder import StudyFolder
+from mvsearch.study.folder import StudyFolder, same_data
 from mvsearch.study.ledger import Ledger
 from mvsearch.study.record import CONFIRM, FAIL, TRAIN, Evaluation, TrialRecord
 
@@ -388,7 +388,7 @@ def repeat(
         plan = make_plan(study)
         confirming = plan.purpose == CONFIRM
         data = load_study_data(config, test=confirming)
-        same_data(study, data.fingerprint)
+        same_data(study.name, study.fingerprint, data.fingerprint)
         space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
         pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference(), test=confirming), data, where)
         try:

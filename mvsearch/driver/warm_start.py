@@ -24,7 +24,7 @@ from mvsearch.config.sections import StudyConfig
 from mvsearch.driver.settings import differences, with_defaults
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import SpaceError
-from mvsearch.study.data import load_study
+from mvsearch.study.data import deployed_image_size, load_study
 from mvsearch.study.files import StudyError, write_atomic
 from mvsearch.study.folder import StudyFolder, find_study
 from mvsearch.study.front import front_records
@@ -292,7 +292,7 @@ def _training_conditions(config: Mapping[str, Any], environment: Mapping[str, An
 
 def _timing_conditions(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that bears on a throughput ratio; of the data, only classes and channels do."""
-    timing = config["timing"] | {"image_size": config["timing"].get("image_size") or config["proxy"]["image_size"]}
+    timing = config["timing"] | {"image_size": deployed_image_size(config)}
     shape = {name: environment["data"][name] for name in ("classes", "channels")}
     own = {"timing": timing, "throughput": config.get("throughput"), "reference": environment["reference"]}
     return own | {"data": shape} | _machine(environment)

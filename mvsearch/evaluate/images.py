@@ -4,28 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mambavision.data import DataError, ImageData, Split, load_data
 from mvsearch.config.sections import StudyConfig
-from mvsearch.study.files import StudyError
-
-if TYPE_CHECKING:
-    from mvsearch.study.data import StudyData
-
-
-def same_data(study: StudyData, fingerprint: str) -> None:
-    """Refuse data that are not those a study was started with.
-
-    Raises:
-        StudyError: naming both fingerprints.
-    """
-    before = study.environment["data"]["fingerprint"]
-    if before != fingerprint:
-        raise StudyError(
-            f"{study.name}: the data has changed since the study was started (fingerprint {before} then, {fingerprint} "
-            "now); what is trained on it now cannot be compared"
-        )
 
 
 def load_study_data(config: StudyConfig, *, test: bool = False) -> ImageData:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -27,7 +26,9 @@ from mambavision.data import ImageData
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
 from mambavision.training import TrainingDiverged, autocast_for, train_step
+from mvsearch.config.seeds import epoch_seed
 from mvsearch.evaluate.memory import peak_memory, reset_peak_memory
+from mvsearch.evaluate.optimizer import search_optimizer
 
 EVAL_BATCH = 256
 
@@ -151,8 +152,7 @@ def train(
         model = MambaVision(layout, num_classes=data.classes, in_chans=data.channels, drop_path_rate=settings.drop_path)
         model.reset_parameters(seed)
         model = model.to(device)
-        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=model.no_weight_decay())
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+        optimizer = search_optimizer(model, settings)
         ema = ModelEmaV3(model, decay=settings.ema, use_warmup=True)
         step = 0
         if checkpoint is not None:
@@ -168,8 +168,8 @@ def train(
         curve: list[dict[str, float]] = []
         train_seconds = 0.0
         for epoch in range(from_epoch + 1, to_epoch + 1):
-            torch.manual_seed(seed * 100_003 + epoch)  # drop path draws from the process's generator
-            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            torch.manual_seed(epoch_seed(seed, epoch))  # drop path draws from the process's generator
+            generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
             order = torch.randperm(images, generator=generator).to(device)
             total = torch.zeros((), device=device)
             model.train()

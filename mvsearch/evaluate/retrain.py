@@ -21,13 +21,14 @@ from torch import Tensor
 from mambavision.data import ImageData
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
-from mambavision.training import BEST, Trainer, autocast_for, default_optimizer
+from mambavision.training import BEST, Trainer, autocast_for
 from mvsearch.config.sections import StudyConfig
+from mvsearch.config.seeds import seeds_for
+from mvsearch.evaluate.optimizer import search_optimizer
 from mvsearch.evaluate.proxy import EVAL_BATCH, DeviceData, augment, evaluate
 from mvsearch.study.files import write_atomic
 
 RESULT = "result.json"
-SEED_OFFSET = 900  # clear of the seeds of search, calibrate and confirm
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,21 @@ def retrain(layout: HybridLayout, config: StudyConfig, data: ImageData, epochs: 
     if result.is_file():
         return Retrained(folder=folder, **json.loads(result.read_text(encoding="utf-8")))
     proxy = config.proxy
-    seed = config.search.seed * 1000 + SEED_OFFSET
+    (seed,) = seeds_for("retrain", config.search.seed, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_device = DeviceData(data, device, test=True)
     assert on_device.test is not None
-    own = layout if proxy.stem_stride is None else layout.override(stem_stride=proxy.stem_stride)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = MambaVision(
-            own, num_classes=on_device.classes, in_chans=on_device.channels, drop_path_rate=proxy.drop_path
+            proxy.as_trained(layout),
+            num_classes=on_device.classes,
+            in_chans=on_device.channels,
+            drop_path_rate=proxy.drop_path,
         )
     kind = data.augment if proxy.augment == "auto" else proxy.augment
     train_loader = DeviceLoader(on_device, min(proxy.batch_size, len(data.train)), kind)
-    optimizer = default_optimizer(model, learning_rate=proxy.learning_rate, weight_decay=proxy.weight_decay)
+    optimizer = search_optimizer(model, proxy)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         "cosine",

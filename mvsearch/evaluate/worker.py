@@ -98,10 +98,6 @@ class TrainingWorker:
             yield Done(job.id, job.evaluation(**measured, what=FAIL, reason=reason, ended=time.time()))
 
     def _train(self, job: Job, measured: dict[str, Any]) -> Iterator[Progress | Done]:
-        layout = job.layout
-        if self.proxy.stem_stride is not None:
-            # Strides have no parameters, so the weights fit the deployed layout.
-            layout = layout.override(stem_stride=self.proxy.stem_stride)
         over_at = math.inf if job.limit_s is None else time.monotonic() + job.limit_s
 
         @contextmanager
@@ -114,7 +110,7 @@ class TrainingWorker:
         batch = min(self.proxy.batch_size, len(self.data.train_images))
         for parts in (1, 2):
             steps = train(
-                layout,
+                self.proxy.as_trained(job.layout),
                 self.data,
                 self.proxy,
                 seed=job.seed or 0,
@@ -158,7 +154,7 @@ class TrainingWorker:
 
     def _time(self, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         timing = self.timing
-        size = timing.image_size or self.proxy.image_size
+        size = timing.deployed_image_size(self.proxy)
         classes, channels = self.data.classes, self.data.channels
         reset_peak_memory(self.device)
         if self._reference_model is None:

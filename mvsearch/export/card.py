@@ -47,11 +47,8 @@ def card(findings: Findings, record: TrialRecord, name: str, weights: Weights, *
         if record.layout["stem"] == "patch"
         else f"Stem: two 3×3 convolutions, stride {record.layout['stem_stride']}."
     )
-    stride = (
-        f", stem_stride={proxy['stem_stride']}"
-        if proxy["stem_stride"] not in (None, record.layout["stem_stride"])
-        else ""
-    )
+    trained_stride = study.trained_stride(record.layout)
+    stride = f", stem_stride={trained_stride}" if trained_stride != record.layout["stem_stride"] else ""
     size = proxy["image_size"]
     trained_on = f"{data['train_images']:,} images of {data['name']} for {plural(weights.epochs, 'epoch')} at {size} px"
     head = {
@@ -62,11 +59,11 @@ def card(findings: Findings, record: TrialRecord, name: str, weights: Weights, *
     }[weights.kind]
     proxy_note = (
         f"The layout is deployed with stem stride {record.layout['stem_stride']}; the proxy was trained with "
-        f"{proxy['stem_stride']}, to which the accuracy above belongs.\n\n"
+        f"{trained_stride}, to which the accuracy above belongs.\n\n"
         if stride
         else ""
     )
-    deployed = timing["image_size"] or size
+    deployed = study.deployed_image_size
     return f"""{head}
 
 # {name}

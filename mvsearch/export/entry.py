@@ -173,7 +173,7 @@ def entry_config(findings: Findings, record: TrialRecord, weights: Weights) -> d
     }
     return {
         # As deployed: with a proxy stride of its own, the proxy saw smaller images and the same tokens.
-        "input_size": [data["channels"], *[study.config["timing"]["image_size"] or proxy["image_size"]] * 2],
+        "input_size": [data["channels"], *[study.deployed_image_size] * 2],
         "mean": data["mean"],
         "std": data["std"],
         "classes": data["class_names"],

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 
 from mambavision.layout import HybridLayout
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.plans import fresh_seeds
+from mvsearch.config.seeds import seeds_for
 from mvsearch.study.data import StudyData
 from mvsearch.study.files import StudyError, driver_lock
-from mvsearch.study.folder import StudyFolder
+from mvsearch.study.folder import StudyFolder, same_data
 from mvsearch.study.record import CONFIRM, TRAIN, TrialRecord
 
 SEARCHED, CONFIRMED, RETRAINED = "searched", "confirmed", "retrained"
@@ -53,7 +53,7 @@ def kept_weights(folder: StudyFolder, findings: Findings, record: TrialRecord, k
     path = folder.confirmed_weights / f"{record.key}.safetensors"
     fresh = findings.confirmation.of(record.key) if findings.confirmation else None
     if kind != SEARCHED and fresh and path.is_file():
-        seed = fresh_seeds(CONFIRM, study.setting("search", "seed", default=0), 1)[0]
+        (seed,) = seeds_for(CONFIRM, study.setting("search", "seed", default=0), 1)
         return Weights(
             kind=CONFIRMED,
             data=path.read_bytes(),
@@ -94,14 +94,14 @@ def searched_weights(record: TrialRecord, data: bytes) -> Weights:
 
 def retrained_weights(folder: StudyFolder, study: StudyData, records: list[TrialRecord], epochs: int) -> list[Weights]:
     from mvsearch.config.reading import load_config
-    from mvsearch.evaluate.images import load_study_data, same_data
+    from mvsearch.evaluate.images import load_study_data
     from mvsearch.evaluate.retrain import retrain
 
     found = []
     with driver_lock(folder.path):
         config = load_config(folder.config)
         data = load_study_data(config, test=True)
-        same_data(study, data.fingerprint)
+        same_data(study.name, study.fingerprint, data.fingerprint)
         for record in records:
             layout = HybridLayout.from_dict(record.layout)
             done = retrain(layout, config, data, epochs, folder.retrained / f"{record.key}-{epochs}")

@@ -29,6 +29,7 @@ from mvsearch.report.strip import hover_strip
 from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
 from mvsearch.study.data import StudyData
 from mvsearch.study.front import hypervolume_history
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def page_figures(findings: Findings) -> dict[str, Figure]:
     made: dict[str, Figure] = {}
     if not study.complete:
         return made
-    made["front"] = front_figure(findings, "top1")
-    made["front_nll"] = front_figure(findings, "nll")
+    made["front"] = front_figure(findings, Measure.TOP1)
+    made["front_nll"] = front_figure(findings, Measure.NLL)
     for one in insight.comparisons:
         if not one.known:
             continue  # a sentence says it
@@ -117,7 +118,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
 
     Args:
         study: at least one complete layout.
-        axis: ``"top1"`` or ``"nll"`` on the vertical axis. Which layouts are members does not depend on it.
+        axis: `Measure` on the vertical axis. Which layouts are members does not depend on it.
     """
     study = findings.study
     import plotly.graph_objects as go
@@ -125,17 +126,18 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     front = study.front
     members = {record.key for record in front}
     rest = [r for r in study.complete if r.key not in members and not r.baseline]
-    noise = study_noise(study, axis)
+    measure, noise = Measure(axis), study_noise(study, axis)
     figure = go.Figure(layout=base_layout(front_title(study), height=540))
     # Two lines, because a title that stands alone cannot wrap.
     title = html.escape(front_title(study)).replace("; on a CPU", ";<br>on a CPU")
     figure.update_layout(title_text=title, title_y=0.98, title_yanchor="top", margin_t=72)
 
     def y(record: TrialRecord) -> float | None:
-        return record.nll if axis == "nll" else None if record.top1 is None else 100 * record.top1
+        quality = record.quality(measure)
+        return None if quality is None else measure.shown(quality)
 
     def markers(records: Sequence[TrialRecord], name: str, marker: dict[str, Any], bars: str) -> None:
-        errors = [(1 if axis == "nll" else 100) * (quality_se(record, axis, noise) or 0) for record in records]
+        errors = [measure.scale * (quality_se(record, measure, noise) or 0) for record in records]
         thin = {"thickness": 1, "width": 0, "color": bars}
         figure.add_scatter(
             x=[record.ratio for record in records],
@@ -179,14 +181,14 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     markers(study.baselines, "hand-made", hollow, TEXT)
 
     shown = [(r.ratio, value) for r in [*front, *study.baselines] if r.ratio and (value := y(r)) is not None]
-    others = sorted(value for r in rest if (value := y(r)) is not None)
+    others = sorted((value for r in rest if (value := y(r)) is not None), reverse=measure.lower_is_better)
     # The worst twentieth of the dominated layouts may lie outside, so that they do not squeeze the front.
-    edge = [others[len(others) // 20 if axis == "top1" else -1 - len(others) // 20]] if others else []
-    values = [value for _, value in shown] + edge + (others[-1:] if axis == "top1" else others[:1])
+    edge = [others[len(others) // 20]] if others else []
+    values = [value for _, value in shown] + edge + others[-1:]
     ratios = [r.ratio for r in study.complete if r.ratio]
     low, high = _padded(min(values), max(values), 0.08)
     left, right = _stretched(min(ratios), max(ratios))
-    bottom, top = (high, low) if axis == "nll" else (low, high)
+    bottom, top = (high, low) if measure.lower_is_better else (low, high)
     _label_points(figure, study, y, (left, right, bottom, top))
     ticks, labels = _ratio_ticks(left, right, reference_speed(study))
     batch = study.setting("timing", "batch_size", default="unknown")
@@ -198,10 +200,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
         title_text="Throughput: × the reference, and img/s (log scale)<br>"
         f"{html.escape(study.device)}<br>{html.escape(study.scan)} scan, batch {batch}",
     )
-    figure.update_yaxes(
-        range=[bottom, top],
-        title_text="Validation NLL (nats, up is better)" if axis == "nll" else "Validation top-1 (%)",
-    )
+    figure.update_yaxes(range=[bottom, top], title_text=measure.front_axis)
     return figure
 
 
@@ -266,11 +265,12 @@ def hypervolume_figure(study: StudyData) -> Figure:
         figure.add_annotation(
             x=1, xref="paper", y=1, text="hand-made layouts = 1", showarrow=False, xanchor="right", yanchor="bottom"
         )
-    unit = "nats × octaves" if study.measure == "nll" else "top-1 × octaves"
     what = "Device-hours: time that workers spent timing and training" if any(spent) else "Layouts complete"
     figure.update_xaxes(title_text=what, rangemode="tozero")
     figure.update_yaxes(
-        title_text="Hypervolume<br>(× the hand-made layouts’)" if relative else f"Hypervolume ({unit})",
+        title_text="Hypervolume<br>(× the hand-made layouts’)"
+        if relative
+        else f"Hypervolume ({study.measure.area_unit})",
         rangemode="tozero",
     )
     return figure
@@ -280,9 +280,8 @@ def calibration_figure(found: Calibration) -> Figure:
     """Quality after long training against the proxy's, one dot a layout."""
     import plotly.graph_objects as go
 
-    def shown(quality: float) -> float:
-        return 100 * quality if found.measure == "top1" else -quality
-
+    measure = found.measure
+    shown = measure.shown
     figure = go.Figure(layout=base_layout("Long training against the proxy", height=380))
     for name, some, marker in (
         ("searched", [one for one in found.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
@@ -293,11 +292,16 @@ def calibration_figure(found: Calibration) -> Figure:
         ),
     ):
         spread = [statistics.stdev(one.longs) if len(one.longs) > 1 else 0.0 for one in some]
-        scale = 100 if found.measure == "top1" else 1
         figure.add_scatter(
             x=[shown(one.proxy) for one in some],
             y=[shown(one.long) for one in some],
-            error_y={"type": "data", "array": [scale * s for s in spread], "thickness": 1, "width": 0, "color": GREY},
+            error_y={
+                "type": "data",
+                "array": [measure.scale * s for s in spread],
+                "thickness": 1,
+                "width": 0,
+                "color": GREY,
+            },
             mode="markers",
             marker=marker,
             name=name,
@@ -308,10 +312,11 @@ def calibration_figure(found: Calibration) -> Figure:
             ],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    unit = "top-1 (%)" if found.measure == "top1" else "NLL (nats)"
-    reverse = {"autorange": "reversed"} if found.measure == "nll" else {}
-    figure.update_xaxes(title_text=f"Validation {unit} after {found.epochs} epochs (better →)", **reverse)
-    figure.update_yaxes(title_text=f"{unit[0].upper()}{unit[1:]} after {found.long_epochs} epochs", **reverse)
+    reverse = {"autorange": "reversed"} if measure.lower_is_better else {}
+    figure.update_xaxes(title_text=f"Validation {measure.axis} after {found.epochs} epochs (better →)", **reverse)
+    figure.update_yaxes(
+        title_text=f"{measure.axis[0].upper()}{measure.axis[1:]} after {found.long_epochs} epochs", **reverse
+    )
     return figure
 
 
@@ -458,18 +463,16 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
             figure.add_annotation(y=label, showarrow=False, font={"size": 11}, **spot, **where)
     ends = [end for _, _, low, high, _ in known for end in (low, high)]
     low, high = min([scale(0.0), *ends]), max([scale(0.0), *ends])
-    title = {
-        "nll": "NLL difference (nats; better →)",
-        "top1": "Top-1 difference (points)",
-        "throughput": "Throughput (× reference; faster →)",
-    }[one.outcome]
     if one.outcome == "throughput":
+        title = "Throughput (× reference; faster →)"
         left, right = _stretched(low, high) if ends else (0.5, 2.0)
         ticks, names = _ratio_ticks(left, right, None, most=5)
         figure.update_xaxes(type="log", range=[_log10(left), _log10(right)], tickvals=ticks, ticktext=names, **where)
     else:
         span = _padded(low, high, 0.08) if ends else (-1.0, 1.0)
-        span = span[::-1] if one.outcome == "nll" else span
+        measure = Measure(one.outcome)
+        title = measure.difference_axis
+        span = span[::-1] if measure.lower_is_better else span
         figure.update_xaxes(range=span, showticklabels=bool(ends), nticks=5, **where)
     figure.add_vline(x=scale(0.0), line={"color": GREY, "width": 1, "dash": "dot"}, **where)
     figure.update_xaxes(

@@ -12,9 +12,10 @@ from mvsearch.analysis.insight import MODEL, PAIRS, REFERENCE, Effect, FactorCom
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL
 from mvsearch.analysis.pairs import MIN_TRIALS
 from mvsearch.report.words import listed, plural
+from mvsearch.study.measure import Measure
 
 NOT_ENOUGH = "not enough trials to say"
-OUTCOME_NAMES = {"nll": "NLL", "top1": "top-1", "throughput": "throughput"}
+OUTCOME_NAMES: dict[str, str] = {**{measure: measure.label for measure in Measure}, "throughput": "throughput"}
 FACTOR_NAMES = {
     "share": "attention share",
     "placement": "placement of attention",
@@ -26,17 +27,11 @@ FACTOR_NAMES = {
 MATCH_NAMES = {"params": "at equal parameters", "throughput": "at equal throughput", "rest": "all else equal"}
 
 
-def subject(one: FactorComparison) -> str:
-    """What a comparison is about, e.g. ``"Stage 2, placement of attention"``."""
-    name = FACTOR_NAMES[one.factor]
-    return f"Stage {one.stage}, {name}" if one.stage else f"{name[0].upper()}{name[1:]}"
-
-
 def displayed(value: float, outcome: str) -> float:
     """From an outcome's unit to the one that is shown: a factor for throughput, points for top-1, NLL as itself."""
     if outcome == "throughput":
         return float(2**value)
-    return 100 * value if outcome == "top1" else -value
+    return Measure(outcome).shown(value)
 
 
 def effect_words(effect: Effect, outcome: str) -> str:
@@ -52,9 +47,9 @@ def effect_words(effect: Effect, outcome: str) -> str:
     ends = sorted((displayed(effect.low, outcome), displayed(effect.high, outcome)))
     if outcome == "throughput":
         return f"{value:.3f}× ({ends[0]:.3f}× to {ends[1]:.3f}×)"
-    digits, unit = (3, "nats") if outcome == "nll" else (1, "points")
-    texts = [f"{v:+.{digits}f}".replace("-", "−") for v in (value, *ends)]
-    return f"{texts[0]} {unit} ({texts[1]} to {texts[2]})"
+    measure = Measure(outcome)
+    texts = [f"{v:+.{measure.digits}f}".replace("-", "−") for v in (value, *ends)]
+    return f"{texts[0]} {measure.unit} ({texts[1]} to {texts[2]})"
 
 
 def effect_short(effect: Effect, outcome: str) -> str:
@@ -65,9 +60,10 @@ def effect_short(effect: Effect, outcome: str) -> str:
         return "–"
     half = abs(displayed(effect.high, outcome) - displayed(effect.low, outcome)) / 2
     value = displayed(effect.value, outcome)
-    text = f"{value:.3f}×" if outcome == "throughput" else f"{value:+.{3 if outcome == 'nll' else 1}f}"
+    digits = 3 if outcome == "throughput" else Measure(outcome).digits
+    text = f"{value:.{digits}f}×" if outcome == "throughput" else f"{value:+.{digits}f}"
     source = f"p{effect.pairs}" if effect.source == PAIRS else "m"
-    return f"{text} ±{half:.{1 if outcome == 'top1' else 3}f} {source}".replace("-", "−")
+    return f"{text} ±{half:.{digits}f} {source}".replace("-", "−")
 
 
 def source_words(effect: Effect) -> str:
@@ -131,9 +127,9 @@ def headlines(insight: Insight) -> list[str]:
 def _size_words(effect: Effect, outcome: str) -> str:
     """The size of a clear effect on quality, e.g. ``"0.016 nats (95 %: 0.001 to 0.031)"``."""
     value, *ends = (abs(displayed(v or 0.0, outcome)) for v in (effect.value, effect.low, effect.high))
-    digits, unit = (3, "nats") if outcome == "nll" else (1, "points")
-    low, high = (f"{end:.{digits}f}" for end in sorted(ends))
-    return f"{value:.{digits}f} {unit} (95 %: {low} to {high})"
+    measure = Measure(outcome)
+    low, high = (f"{end:.{measure.digits}f}" for end in sorted(ends))
+    return f"{value:.{measure.digits}f} {measure.unit} (95 %: {low} to {high})"
 
 
 def _inside(words: str) -> str:

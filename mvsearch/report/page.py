@@ -19,7 +19,7 @@ from mvsearch.report.section_insight import insight_section
 from mvsearch.report.section_trials import layouts_json, trials_section
 from mvsearch.report.section_trust import trust_section
 from mvsearch.report.strip import html_strip, strip_css
-from mvsearch.report.words import count, duration, factor, listed, percent, plural, scaled
+from mvsearch.report.words import count, duration, factor, listed, plural, scaled
 from mvsearch.study.data import StudyData
 from mvsearch.study.files import write_atomic
 from mvsearch.study.record import TrialRecord
@@ -106,8 +106,7 @@ def _front(findings: Findings) -> str:
     study = findings.study
     if not study.complete:
         return ""
-    other = "NLL" if study.measure == "top1" else "top-1"
-    own = "top-1" if study.measure == "top1" else "NLL"
+    own, other = study.measure.label, study.measure.other.label
     found = reordering(study)
     if not found.gained and not found.lost and not found.swapped:
         order = f"Ordered by {other} instead of {own}, the front has the same members in the same order."
@@ -157,7 +156,7 @@ def _search(study: StudyData) -> str:
     if not study.complete:
         return ""
     low_quality, low_throughput = study.reference_point
-    corner = percent(low_quality) if study.measure == "top1" else f"NLL {-low_quality:.3f}"
+    corner = study.measure.quality_text(low_quality)
     caption = (
         f"Area that the front dominates above the study’s reference point ({corner}, a uniform guess among "
         f"{study.classes} classes; "
@@ -240,12 +239,10 @@ def _reproduce(study: StudyData) -> str:
         else ""
     )
     commit = study.environment.get("git_commit")
-    data = study.environment.get("data")
-    mark = data.get("fingerprint") if isinstance(data, Mapping) else None
     facts = [f"seed {study.setting('search', 'seed', default=0)}"]
     facts += [f"commit {str(commit)[:12]}"] if commit else []
     facts += [named] if named else []
-    facts += [f"data fingerprint {mark}"] if mark else []
+    facts += [f"data fingerprint {study.fingerprint}"] if study.fingerprint else []
     return html.escape(
         f"The same layouts are asked for, in the same order where one worker runs, with {'; '.join(facts)}. "
         "Throughputs are of this device, so elsewhere another front is right."

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from mambavision.look import GREY
 from mvsearch.analysis.comparison import Attainment, Comparison, rows_of
-from mvsearch.report.parts import plot, table
+from mvsearch.report.parts import capital, plot, table
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import duration, factor, fixed, listed, percent, plural
 from mvsearch.study.files import write_atomic
 from mvsearch.study.front import hypervolume_history
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def compare_words(comparison: Comparison) -> list[str]:
     """What the table and the common layouts say, in plain sentences."""
     quality, throughput = comparison.reference_point
-    corner = percent(quality) if comparison.measure == "top1" else f"NLL {-quality:.3f}"
+    corner = comparison.measure.quality_text(quality)
     said = [
         f"Hypervolumes are above one corner for all: {corner} (a guess), and {factor(2**throughput)} the "
         "reference’s speed."
@@ -55,10 +56,10 @@ def compare_words(comparison: Comparison) -> list[str]:
         said.append("No layout was trained in two of them.")
     else:
         sd, ratio = comparison.disagreement
-        unit = f"{100 * sd:.1f} points of top-1" if comparison.measure == "top1" else f"{sd:.3f} nats"
         said.append(
             f"{plural(len(comparison.common), 'layout')} trained in two or more: one layout differs between studies by "
-            f"{unit} (sd) in quality and by a factor of {2**ratio:.3f} in throughput."
+            f"{comparison.measure.difference_text(sd, long=True)} (sd) in quality and by a factor of {2**ratio:.3f} in "
+            "throughput."
         )
     return said
 
@@ -94,13 +95,15 @@ def compare_page(comparison: Comparison) -> str:
         for at, row in enumerate(rows)
     ]
     said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in compare_words(comparison))
-    name = "NLL" if comparison.measure == "nll" else "Top-1"
+    name = capital(comparison.measure.label)
     common_heads = [("Layout", False), ("Key", False)]
     common_heads += [(f"{name}, {study}", True) for study in comparison.names]
     common_heads += [(f"Speed, {study}", True) for study in comparison.names]
     common = [
         f"<tr><td>{html_strip(next(iter(one.records.values())).layout)}</td><td><code>{html.escape(one.key)}</code></td>"
-        + "".join(f'<td class="n">{_quality_text(one.records.get(at), name)}</td>' for at in range(len(rows)))
+        + "".join(
+            f'<td class="n">{_quality_text(one.records.get(at), comparison.measure)}</td>' for at in range(len(rows))
+        )
         + "".join(
             f'<td class="n">{factor(found.ratio if (found := one.records.get(at)) else None)}</td>'
             for at in range(len(rows))
@@ -139,10 +142,8 @@ def write_comparison(comparison: Comparison, path: str | Path) -> None:
     write_atomic(Path(path), compare_page(comparison))
 
 
-def _quality_text(record: TrialRecord | None, name: str) -> str:
-    if record is None:
-        return ""
-    return fixed(record.nll) if name == "NLL" else percent(record.top1)
+def _quality_text(record: TrialRecord | None, measure: Measure) -> str:
+    return "" if record is None else measure.choose(nll=fixed(record.nll), top1=percent(record.top1))
 
 
 def _fronts(comparison: Comparison) -> Figure:
@@ -151,11 +152,8 @@ def _fronts(comparison: Comparison) -> Figure:
     from mvsearch.report.drawing import base_layout, hover, ratio_axis
 
     figure = go.Figure(layout=base_layout("Fronts", height=520))
-    nll = comparison.measure == "nll"
-
-    def shown(quality: float) -> float:
-        return -quality if nll else 100 * quality
-
+    measure = comparison.measure
+    shown = measure.shown
     for number, group in enumerate(comparison.groups):
         colour = COLOURS[group.studies[0] % len(COLOURS)]
         if len(group.studies) > 1:
@@ -165,7 +163,7 @@ def _fronts(comparison: Comparison) -> Figure:
             alone = len(group.studies) == 1
             figure.add_scatter(
                 x=[record.ratio for record in study.front],
-                y=[shown(record.quality(comparison.measure) or 0.0) for record in study.front],
+                y=[shown(record.quality(measure) or 0.0) for record in study.front],
                 mode="lines+markers" if alone else "markers",
                 line={"shape": "vh", "width": 1.5},
                 marker={"color": colour, "size": 8 if alone else 5, "opacity": 1 if alone else 0.6},
@@ -179,7 +177,7 @@ def _fronts(comparison: Comparison) -> Figure:
     named = {record.key: record for study in comparison.studies for record in study.baselines}
     figure.add_scatter(
         x=[record.ratio for record in named.values()],
-        y=[shown(record.quality(comparison.measure) or 0.0) for record in named.values()],
+        y=[shown(record.quality(measure) or 0.0) for record in named.values()],
         mode="markers",
         marker={"color": GREY, "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
         name="hand-made",
@@ -187,8 +185,7 @@ def _fronts(comparison: Comparison) -> Figure:
         hovertemplate="%{hovertext}<extra></extra>",
     )
     ratio_axis(figure, [r.ratio for study in comparison.studies for r in [*study.front, *study.baselines] if r.ratio])
-    title = "Validation NLL (nats, up is better)" if nll else "Validation top-1 (%)"
-    figure.update_yaxes(title_text=title, autorange="reversed" if nll else True)
+    figure.update_yaxes(title_text=measure.front_axis, autorange="reversed" if measure.lower_is_better else True)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.08, "x": 0})
     return figure
 
@@ -241,8 +238,7 @@ def _progress(comparison: Comparison) -> Figure:
             line={"shape": "hv", "width": 1.8, "color": COLOURS[at % len(COLOURS)]},
             name=html.escape(comparison.names[at]),
         )
-    unit = "nats × octaves" if comparison.measure == "nll" else "top-1 × octaves"
     figure.update_xaxes(title_text="Layouts complete", rangemode="tozero")
-    figure.update_yaxes(title_text=f"Hypervolume ({unit})")
+    figure.update_yaxes(title_text=f"Hypervolume ({comparison.measure.area_unit})")
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.12, "x": 0})
     return figure

@@ -70,7 +70,7 @@ def quality_words(study: StudyData, record: TrialRecord) -> str:
     """NLL and top-1 with their errors, the study's measure first."""
     top1 = f"top-1 {with_error(record.top1, record.top1_se)}"
     nll = f"NLL {nll_words(record)}"
-    return f"{top1}, {nll}" if study.measure == "top1" else f"{nll}, {top1}"
+    return study.measure.choose(nll=f"{nll}, {top1}", top1=f"{top1}, {nll}")
 
 
 def nll_words(record: TrialRecord) -> str:
@@ -93,7 +93,7 @@ def difference_words(study: StudyData, found: Difference | None) -> str:
         amount = f"{100 * found.top1:+.1f} ± {100 * found.top1_half:.1f} points"
     # A line may not break at the hyphen of "top-1".
     texts = [f'<span class="nb">{nll}</span>', f'<span class="nb">top-1 {amount}</span>']
-    words = listed(texts[::-1] if study.measure == "top1" else texts).replace("-0", "−0").replace(" -", " −")
+    words = listed(study.measure.choose(nll=texts, top1=texts[::-1])).replace("-0", "−0").replace(" -", " −")
     return words + (" (within the noise between seeds)" if found.clear(study.measure) is False else "")
 
 
@@ -110,5 +110,4 @@ def interval_words(found: Difference | None) -> str:
 
 def apart_words(study: StudyData, se: float) -> str:
     """The smallest difference of two layouts that is not within the noise between seeds."""
-    apart = 2 * math.sqrt(2) * se
-    return points(apart).lstrip("+") if study.measure == "top1" else f"{apart:.3f} nats"
+    return study.measure.difference_text(2 * math.sqrt(2) * se)

@@ -138,8 +138,7 @@ def _verdicts(findings: Findings, best: TrialRecord) -> str:
     else:
         seeds = ("plain", "n = 1 seed a layout", "in the search: small differences there may be chance")
     if noise and noise.sd > 0:
-        unit = f"{100 * noise.sd:.1f} points" if study.measure == "top1" else f"{noise.sd:.3f} nats"
-        seeds = (*seeds[:2], f"one training moves by {unit} (sd) with its seed")
+        seeds = (*seeds[:2], f"one training moves by {study.measure.difference_text(noise.sd)} (sd) with its seed")
     lines = "".join(
         f'<li class="{kind}"><b>{title}</b>{f"<br>{text}" if text else ""}</li>'
         for kind, title, text in (proxy, winner, seeds)

@@ -17,7 +17,6 @@ _MEANING = {
 
 def calibration_words(found: Calibration) -> list[str]:
     """What a calibration says, in plain sentences."""
-    unit = "points of top-1" if found.measure == "top1" else "nats"
     rest = [plural(found.unfinished, "layout") + " not finished"] if found.unfinished else []
     rest += [f"{found.failed} failed"] if found.failed else []
     what = (
@@ -28,13 +27,13 @@ def calibration_words(found: Calibration) -> list[str]:
     ) + (f" ({listed(rest)})." if rest else ".")
     if found.tau is None or found.ceiling is None or found.regret is None:
         return [what, f"Under {MIN_LAYOUTS} layouts a rank correlation says nothing, so there is no verdict."]
-    regret = found.regret * (100 if found.measure == "top1" else 1)
+    regret = f"{found.measure.scale * found.regret:.3g} {found.measure.long_unit}"
     in_sd = f", {found.regret_in_sd:.1f} standard deviations between seeds" if found.regret_in_sd is not None else ""
     return [
         what,
         f"Kendall's tau between proxy and long training is {_interval(found.tau)}; between the proxy and the same "
         f"proxy with fresh seeds it is {_interval(found.ceiling)}, which is about as far as any agreement can go.",
-        f"The best of the proxy's top {TOP} is {regret:.3g} {unit} short of the best of all, trained long{in_sd}.",
+        f"The best of the proxy's top {TOP} is {regret} short of the best of all, trained long{in_sd}.",
         f"Verdict {found.verdict}: {_MEANING[found.verdict or RED]}.",
     ]
 

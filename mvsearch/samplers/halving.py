@@ -171,39 +171,13 @@ class Halving:
     rungs: int
     eta: int
 
-    def choose(self, runs: Iterable[Run], reference: tuple[float, float], *, relaxed: bool = False) -> Run | None:
-        """The waiting layout that goes on next, if one may.
-
-        The highest rung is looked at first, as in ASHA; within a rung the best score (`scores`) wins, then the better
-        quality, then the key.
-
-        Args:
-            runs: all layouts of the study, each once.
-            reference: (quality, throughput) from which hypervolume is measured.
-            relaxed: whether the quota is lifted: when no new layout can be asked for, those that wait go on.
-        """
-        ladder = Ladder(self)
-        for run in runs:
-            ladder.update(run)
-        return ladder.choose(reference, relaxed=relaxed)
-
     def best(self, runs: Sequence[Run], rung: int, reference: tuple[float, float]) -> Run | None:
         """The layout that leaves a rung first of those that wait there; None if none is good enough (`floor`)."""
         waiting = self._waiting(runs, rung)
         # The score falls neither with quality nor with throughput, so a dominated layout cannot have the best one.
         fronts = {point.key for point in pareto_front(Point(r.key, r.quality(rung), r.throughput) for r in waiting)}
-        found = self._scores(runs, rung, reference, [run for run in waiting if run.key in fronts])
+        found = self.scores(runs, rung, reference, [run for run in waiting if run.key in fronts])
         return max(found, key=lambda run: (found[run], run.quality(rung), run.key), default=None)
-
-    def scores(self, runs: Sequence[Run], rung: int, reference: tuple[float, float]) -> dict[Run, float]:
-        """The layouts that wait at a rung and are good enough to leave it (`floor`), each with its score.
-
-        From `PAIRS_TO_PREDICT` pairs on, the score is the expected hypervolume gain at the next rung, over the front of
-        what was measured there; layouts on their way there stand in it with their predicted quality, so that two alike
-        are not sent after each other. Before that it is the hypervolume gain at this rung over the front of those that
-        went on from it.
-        """
-        return self._scores(runs, rung, reference, self._waiting(runs, rung))
 
     def _waiting(self, runs: Sequence[Run], rung: int) -> list[Run]:
         least = self.floor(runs, rung)
@@ -213,9 +187,22 @@ class Halving:
             if run.arrived(rung) and not run.baseline and not run.went_on(rung) and run.quality(rung) >= least
         ]
 
-    def _scores(
+    def scores(
         self, runs: Sequence[Run], rung: int, reference: tuple[float, float], waiting: Sequence[Run]
     ) -> dict[Run, float]:
+        """The score of each of those that wait at a rung.
+
+        From `PAIRS_TO_PREDICT` pairs on, it is the expected hypervolume gain at the next rung, over the front of what
+        was measured there; layouts on their way there stand in it with their predicted quality, so that two alike are
+        not sent after each other. Before that it is the hypervolume gain at this rung over the front of those that went
+        on from it.
+
+        Args:
+            runs: all layouts of the study, each once.
+            rung: from 0.
+            reference: (quality, throughput) from which hypervolume is measured.
+            waiting: those to score.
+        """
         prediction = self.prediction(runs, rung)
         front: list[Point] = []
         for run in runs:
@@ -295,7 +282,15 @@ class Ladder:
         return self._arrived[rung] // self.halving.eta - self._gone[rung]
 
     def choose(self, reference: tuple[float, float], *, relaxed: bool = False) -> Run | None:
-        """See `Halving.choose`; the layouts are looked at only where there is a place."""
+        """The waiting layout that goes on next, if one may.
+
+        The highest rung is looked at first, as in ASHA; within a rung the best score (`Halving.scores`) wins, then the
+        better quality, then the key. Layouts are looked at only where there is a place.
+
+        Args:
+            reference: (quality, throughput) from which hypervolume is measured.
+            relaxed: whether the quota is lifted: when no new layout can be asked for, those that wait go on.
+        """
         runs = list(self.runs.values())
         for rung in reversed(range(self.halving.rungs - 1)):
             if relaxed or self.quota(rung) >= 1:
@@ -303,9 +298,3 @@ class Ladder:
                 if best is not None:
                     return best
         return None
-
-
-def counts(runs: Iterable[Run], rungs: int) -> list[int]:
-    """How many layouts were trained to the end of each rung."""
-    arrived = [len(run.qualities) for run in runs]
-    return [sum(reached > rung for reached in arrived) for rung in range(rungs)]

@@ -61,7 +61,7 @@ def _check_tokens(space: LayoutSpace) -> None:
         listed = " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
         i = stage.number - 1
         for when, size, seen, grain_key, size_key in (
-            ("the proxy's", config.proxy.image_size, space.proxy_layout(layout), proxy_grain, "proxy.image_size"),
+            ("the proxy's", config.proxy.image_size, config.proxy.as_trained(layout), proxy_grain, "proxy.image_size"),
             ("the deployed", config.deployed_image_size, layout, f"layout.{grain}", deployed_size),
         ):
             for window in stage.numbers["window"].values:

@@ -72,7 +72,7 @@ def describe(space: SearchSpace, samples: int = 6, seed: int = 0) -> SpaceDescri
         searched=space.searched(),
         proxy_image_size=config.proxy.image_size,
         deployed_image_size=config.deployed_image_size,
-        proxy_tokens=tokens(config.proxy.image_size, [space.proxy_layout(layout) for layout in drawn]),
+        proxy_tokens=tokens(config.proxy.image_size, [config.proxy.as_trained(layout) for layout in drawn]),
         deployed_tokens=tokens(config.deployed_image_size, drawn),
         cost_range={
             name: (min(getattr(c, name) for c in costs), max(getattr(c, name) for c in costs))

@@ -7,7 +7,6 @@ so that a sampler can draw them jointly; what does not apply to a layout has no 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import random
@@ -310,11 +309,6 @@ class LayoutSpace:
             rng = random.Random(seed)
             layouts = [self.sample(rng) for _ in range(draws)]
         return sum(not self.excess(layout) for layout in layouts) / len(layouts)
-
-    def proxy_layout(self, layout: HybridLayout) -> HybridLayout:
-        """The layout as the proxy trains it: with `proxy.stem_stride`. The weights fit both, as strides have none."""
-        stride = self.config.proxy.stem_stride
-        return layout if stride is None else dataclasses.replace(layout, stem_stride=stride)
 
     def corners_and_draws(self, draws: int = 2000) -> Iterator[HybridLayout]:
         """The smallest and largest layouts, then all of a small space, else so many draws."""

@@ -14,6 +14,7 @@ from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder, expect, read_json, read_yaml
 from mvsearch.study.front import complete_records, front_records, reference_point
 from mvsearch.study.ledger import read_evaluations
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import (
     COMPLETE,
     FAILED,
@@ -71,9 +72,25 @@ class StudyData:
         return value
 
     @property
-    def measure(self) -> str:
-        """The study's quality measure, ``"nll"`` or ``"top1"``."""
-        return "top1" if self.setting("objectives", "quality") == "top1" else "nll"
+    def measure(self) -> Measure:
+        """What the study measures quality by."""
+        return Measure(self.setting("objectives", "quality", default=Measure.NLL))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the data that the study was started with; None where its environment does not say."""
+        data = self.environment.get("data")
+        return data.get("fingerprint") if isinstance(data, Mapping) else None
+
+    @property
+    def deployed_image_size(self) -> int:
+        """Side in pixels of the images that costs and timings are about."""
+        return deployed_image_size(self.config)
+
+    def trained_stride(self, layout: Mapping[str, Any]) -> int:
+        """`stem_stride` with which the proxy trained a deployed layout, given as `HybridLayout.to_dict()`."""
+        stride: int = self.setting("proxy", "stem_stride") or layout["stem_stride"]
+        return stride
 
     @cached_property
     def complete(self) -> list[TrialRecord]:
@@ -136,6 +153,12 @@ class StudyData:
         """True if throughput was timed on a CPU."""
         lines = {line.device for record in self.records for line in record.evaluations if line.what == "time"}
         return all(device.lower().startswith("cpu") for device in filter(None, lines or {self.device}))
+
+
+def deployed_image_size(config: Mapping[str, Any]) -> int:
+    """`StudyConfig.deployed_image_size` of a stored study's resolved configuration."""
+    size: int = config["timing"].get("image_size") or config["proxy"]["image_size"]
+    return size
 
 
 def describe_study(folder: StudyFolder) -> str:

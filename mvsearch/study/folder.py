@@ -136,12 +136,7 @@ class StudyFolder:
             texts = dict.fromkeys(("device", "scan", "data.fingerprint"), str)
             expect(self.environment, before, {"launches": list, **texts})
             launches = before["launches"]
-            if before["data"]["fingerprint"] != environment["data"]["fingerprint"]:
-                raise StudyError(
-                    f"{self.path}: the data has changed since the study was started (fingerprint "
-                    f"{before['data']['fingerprint']} then, {environment['data']['fingerprint']} now); take another "
-                    "name with --set name=…"
-                )
+            same_data(str(self.path), before["data"]["fingerprint"], environment["data"]["fingerprint"])
             for name in ("device", "scan"):
                 if before[name] != environment[name]:
                     raise StudyError(
@@ -150,6 +145,24 @@ class StudyFolder:
                     )
         launches.append(environment.pop("launch"))
         write_atomic(self.environment, json.dumps({**environment, "launches": launches}, indent=2) + "\n")
+
+
+def same_data(study: str, before: str | None, now: str) -> None:
+    """Refuse data that are not those a study was started with.
+
+    Args:
+        study: its name or folder, for the message.
+        before: fingerprint of the data it was started with; None where that is not known.
+        now: fingerprint of the data that is there now.
+
+    Raises:
+        StudyError: naming both fingerprints.
+    """
+    if before != now:
+        raise StudyError(
+            f"{study}: the data has changed since the study was started (fingerprint {before} then, {now} now); what "
+            "is trained on it now cannot be compared. Restore the data, or start another study with --set name=…"
+        )
 
 
 def find_study(name_or_path: str, studies: Path = Path("studies")) -> StudyFolder:

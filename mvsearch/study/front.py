@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import COMPLETE, TrialRecord
 
-MEASURES = ("nll", "top1")
 PICKS = ("knee", "fastest", "most-accurate")
 
 
@@ -38,11 +38,6 @@ class Point:
         for name in ("quality", "throughput"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{self.key}: {name}: {getattr(self, name)!r} is not allowed; a finite number")
-
-    def dominates(self, other: Point) -> bool:
-        """True if this point is at least as good in both objectives and better in one."""
-        no_worse = self.quality >= other.quality and self.throughput >= other.throughput
-        return no_worse and (self.quality > other.quality or self.throughput > other.throughput)
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
@@ -137,8 +132,6 @@ def point_of(record: TrialRecord, measure: str) -> Point | None:
     Raises:
         ValueError: for another measure.
     """
-    if measure not in MEASURES:
-        raise ValueError(f"measure: {measure!r} is not allowed; one of {', '.join(MEASURES)}")
     quality, throughput = record.quality(measure), record.log2_ratio
     if record.state != COMPLETE or quality is None or throughput is None:
         return None
@@ -175,11 +168,8 @@ def reference_point(baselines: Iterable[TrialRecord], n_classes: int, measure: s
     """
     if n_classes < 2:
         raise ValueError(f"n_classes: {n_classes!r} is not allowed; at least 2")
-    if measure not in MEASURES:
-        raise ValueError(f"measure: {measure!r} is not allowed; one of {', '.join(MEASURES)}")
-    quality = 1 / n_classes if measure == "top1" else -math.log(n_classes)
     slowest = min((record.ratio for record in baselines if record.ratio), default=1.0)
-    return quality, math.log2(slowest / 2)
+    return Measure(measure).guess(n_classes), math.log2(slowest / 2)
 
 
 @dataclass(frozen=True)

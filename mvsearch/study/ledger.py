@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mvsearch.study.files import RESTORE, StudyError, parse_lines
+from mvsearch.study.measure import Measure
 from mvsearch.study.record import SEARCH, TRAIN, Evaluation
 
 
@@ -86,6 +87,6 @@ def _check(line: Evaluation) -> None:
     for name in ("started", "ended"):
         if not isinstance(getattr(line, name), int | float):
             raise TypeError(f"{name}: {getattr(line, name)!r} is no number")
-    for name in ("nll", "top1") if line.what == TRAIN else ():
+    for name in Measure if line.what == TRAIN else ():
         if not isinstance(line.values, dict) or not isinstance(line.values.get(name), int | float):
             raise TypeError(f"values: {line.values!r} lacks a number {name}")

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mvsearch.study.measure import Measure
+
 TIME = "time"
 TRAIN = "train"
 FAIL = "fail"
@@ -113,7 +115,8 @@ class RungRecord:
 
     def qualities(self, measure: str) -> tuple[float, ...]:
         """The quality of each seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
-        return self.top1s if measure == "top1" else tuple(-nll for nll in self.nlls)
+        own = Measure(measure)
+        return tuple(own.quality(value) for value in own.choose(nll=self.nlls, top1=self.top1s))
 
     def quality(self, measure: str) -> float:
         """Their mean."""
@@ -201,13 +204,13 @@ class TrialRecord:
 
     def quality(self, measure: str) -> float | None:
         """The quality objective, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
-        if measure == "top1":
-            return self.top1
-        return None if self.nll is None else -self.nll
+        own = Measure(measure)
+        value = own.choose(nll=self.nll, top1=self.top1)
+        return None if value is None else own.quality(value)
 
     def quality_se(self, measure: str) -> float | None:
         """Standard error of `quality`; None with one seed."""
-        return self.top1_se if measure == "top1" else self.nll_se
+        return Measure(measure).choose(nll=self.nll_se, top1=self.top1_se)
 
 
 def trial_records(evaluations: Iterable[Evaluation], *, epochs: int, seeds: int) -> list[TrialRecord]:

@@ -3,9 +3,12 @@
 import dataclasses
 
 import pytest
+from study_factory import study as factory_study
 from test_trust import calibrated, confirmed
 
+from mambavision.layout import HybridLayout
 from mvsearch.analysis.findings import Findings
+from mvsearch.config.sections import StudyConfig
 from mvsearch.export.card import card
 from mvsearch.export.entry import entry_config, export
 from mvsearch.export.weights import Weights, searched_weights
@@ -117,3 +120,20 @@ def test_front_csv_says_how_sure_it_is():
         one = Findings(fresh).confirmation.of(row.key)
         assert (row.test_top1, row.test_top1_sd, row.confirmed_seeds) == (one.test.top1, one.test.top1_sd, 3)
         assert row.standing == Findings(fresh).standings[row.key].verdict
+
+
+@pytest.mark.parametrize("stride", [None, 1, 4])
+@pytest.mark.parametrize("size", [None, 48])
+def test_a_stored_study_tells_the_size_and_stride_that_its_configuration_meant(stride, size):
+    config = StudyConfig.model_validate(
+        {
+            "name": "x",
+            "layout": {"stem_stride": 2, "width": 16, "stages": [{"blocks": "MA", "depth": 2, "dim": 1}]},
+            "proxy": {"image_size": 32, "stem_stride": stride},
+            "timing": {"image_size": size},
+        }
+    )
+    stored = dataclasses.replace(factory_study(), config=config.resolved())
+    layout = HybridLayout.from_dict(stored.complete[0].layout).override(stem_stride=2)
+    assert stored.deployed_image_size == config.deployed_image_size == (size or 32)
+    assert stored.trained_stride(layout.to_dict()) == config.proxy.as_trained(layout).stem_stride == (stride or 2)

@@ -81,28 +81,35 @@ def run(key, throughput, *qualities, **more):
     return Run(str(key), throughput, seeds, **more)
 
 
+def choose(halving, runs, *, relaxed=False):
+    ladder = Ladder(halving)
+    for one in runs:
+        ladder.update(one)
+    return ladder.choose(REFERENCE, relaxed=relaxed)
+
+
 def test_one_in_eta_goes_on_without_waiting_for_the_others():
     halving = Halving(3, 3)
     waiting = [run("a", 0.0, -1.0), run("b", 0.0, -0.5)]
-    assert halving.choose(waiting, REFERENCE) is None
+    assert choose(halving, waiting) is None
     waiting.append(run("c", 0.0, -1.5))
-    assert halving.choose(waiting, REFERENCE).key == "b"
+    assert choose(halving, waiting).key == "b"
     waiting[1] = run("b", 0.0, -0.5, under_way=True)
-    assert halving.choose(waiting, REFERENCE) is None, "its place is taken while it is still being trained"
+    assert choose(halving, waiting) is None, "its place is taken while it is still being trained"
     waiting[1] = run("b", 0.0, -0.5, failed=True)
-    assert halving.choose(waiting, REFERENCE) is None, "and when it has failed on the way"
-    assert halving.choose(waiting, REFERENCE, relaxed=True).key == "a"
+    assert choose(halving, waiting) is None, "and when it has failed on the way"
+    assert choose(halving, waiting, relaxed=True).key == "a"
     hand_made = [run(f"hand {i}", 0.0, -2.0, -2.0, -2.0, baseline=True) for i in range(9)]
-    assert halving.choose([*waiting, *hand_made], REFERENCE) is None, "hand-made layouts give no places"
+    assert choose(halving, [*waiting, *hand_made]) is None, "hand-made layouts give no places"
 
 
 def test_the_higher_rung_goes_first():
     low = [run(f"low{i}", 0.0, -1.0 + i / 10) for i in range(3)]
     high = [run(f"high{i}", 0.0, -1.0, -0.9 + i / 10) for i in range(3)]
     runs = [*low, *high, *(run(f"more{i}", 0.0, -1.5) for i in range(6))]
-    assert Halving(3, 3).choose(runs, REFERENCE).key == "high2"
+    assert choose(Halving(3, 3), runs).key == "high2"
     high[2] = run("high2", 0.0, -1.0, -0.7, under_way=True)
-    assert Halving(3, 3).choose([*low, *high, *runs[6:]], REFERENCE).key == "low2", "12 arrived and 3 have gone"
+    assert choose(Halving(3, 3), [*low, *high, *runs[6:]]).key == "low2", "12 arrived and 3 have gone"
 
 
 def test_a_fast_bad_layout_does_not_go_on_for_its_speed():
@@ -110,9 +117,9 @@ def test_a_fast_bad_layout_does_not_go_on_for_its_speed():
     hand_made = [run("h1", 0.0, (-1.0, -1.02), baseline=True), run("h2", -0.5, (-0.8, -0.82), baseline=True)]
     fast, fine = run("fast", 3.0, (-1.5, -1.52)), run("fine", -0.9, (-0.9, -0.92))
     others = [run("x", -0.9, (-1.0, -1.0))]
-    assert Halving(2, 3).choose([*hand_made, fast, fine, *others], REFERENCE).key == "fine"
+    assert choose(Halving(2, 3), [*hand_made, fast, fine, *others]).key == "fine"
     noisy = [run("h1", 0.0, (-0.7, -1.3), baseline=True), run("h2", -0.5, (-0.5, -1.1), baseline=True)]
-    assert Halving(2, 3).choose([*noisy, fast, fine, *others], REFERENCE).key == "fast", "within two seed deviations"
+    assert choose(Halving(2, 3), [*noisy, fast, fine, *others]).key == "fast", "within two seed deviations"
 
 
 def test_the_floor_takes_the_noise_from_seeds_else_from_the_line_else_from_the_hand_made():
@@ -135,9 +142,9 @@ def test_from_eight_pairs_on_the_next_rung_is_predicted():
     slow, fast = run("slow", 0.2, 1.0), run("fast", 0.8, -0.9)
     waiting = [slow, fast, *(run(f"w{i}", -0.9, -1.9) for i in range(16))]
     assert halving.prediction(pairs, 0) is not None
-    assert halving.choose([*pairs, *waiting], REFERENCE) == fast
+    assert choose(halving, [*pairs, *waiting]) == fast
     assert halving.prediction(pairs[:7], 0) is None
-    assert halving.choose([*pairs[:7], *waiting], REFERENCE) == slow
+    assert choose(halving, [*pairs[:7], *waiting]) == slow
 
 
 def test_two_alike_are_not_sent_after_each_other():
@@ -146,10 +153,10 @@ def test_two_alike_are_not_sent_after_each_other():
     rest = [run(f"r{i}", -0.9, -1.9) for i in range(9)]
     for pairs in ([], [run(f"p{i}", -0.9, -1.0 - i / 10, -0.9 - i / 10) for i in range(8)]):
         halving = Halving(2, 3)
-        first = halving.choose([*twins, other, *rest, *pairs], REFERENCE, relaxed=True)
+        first = choose(halving, [*twins, other, *rest, *pairs], relaxed=True)
         assert first.key == "twin2"
         sent = [twins[0], run("twin2", 0.5, -0.5, under_way=True)]
-        assert halving.choose([*sent, other, *rest, *pairs], REFERENCE, relaxed=True) == other
+        assert choose(halving, [*sent, other, *rest, *pairs], relaxed=True) == other
 
 
 @st.composite
@@ -168,7 +175,7 @@ def studies(draw):
 def test_the_choice_is_the_best_of_those_that_may(study):
     runs, rungs, eta, relaxed = study
     halving = Halving(rungs, eta)
-    chosen = halving.choose(runs, REFERENCE, relaxed=relaxed)
+    chosen = choose(halving, runs, relaxed=relaxed)
     may = {}
     for rung in range(rungs - 1):
         there = [r for r in runs if len(r.qualities) > rung]
@@ -182,8 +189,7 @@ def test_the_choice_is_the_best_of_those_that_may(study):
         return
     top = max(may)
     assert chosen in may[top]
-    scores = halving.scores(runs, top, REFERENCE)
-    assert set(scores) == set(may[top])
+    scores = halving.scores(runs, top, REFERENCE, may[top])
     assert scores[chosen] == max(scores.values()) >= 0
 
 
@@ -197,4 +203,4 @@ def test_a_ladder_chooses_the_same_however_the_layouts_came_up(study, rng):
                 Run(final.key, final.throughput, final.qualities[:reached], final.baseline, rng.random() < 0.5)
             )
         ladder.update(final)
-    assert ladder.choose(REFERENCE, relaxed=relaxed) == Halving(rungs, eta).choose(runs, REFERENCE, relaxed=relaxed)
+    assert ladder.choose(REFERENCE, relaxed=relaxed) == choose(Halving(rungs, eta), runs, relaxed=relaxed)

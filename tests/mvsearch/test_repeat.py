@@ -25,7 +25,7 @@ from mvsearch.pool.replay import ReplayPool
 from mvsearch.report import write_tables
 from mvsearch.study.data import load_study
 from mvsearch.study.files import StudyError, driver_lock
-from mvsearch.study.folder import StudyFolder
+from mvsearch.study.folder import StudyFolder, same_data
 from mvsearch.study.ledger import read_evaluations
 from mvsearch.study.record import trial_records
 from mvsearch.terminal.tables import repeat_line
@@ -230,7 +230,7 @@ def test_jobs_may_take_longer_than_those_of_the_search_by_their_epochs(folder, m
             jobs.append(job)
             yield from self.fake.run(job)
 
-    monkeypatch.setattr("mvsearch.driver.repeat.same_data", lambda study, fingerprint: None)
+    monkeypatch.setattr("mvsearch.driver.repeat.same_data", lambda *_: None)
     monkeypatch.setattr("mvsearch.driver.repeat.open_pool", lambda make, data, where: ReplayPool(Watched))
     nothing = {"where": Resources(), "view": View(), "on_start": lambda plan, pool, done: None}
     repeat(folder, lambda study: plan_calibrate(study, layouts=12), **nothing)
@@ -377,6 +377,19 @@ def test_bad_input_gets_one_message_and_leaves_the_ledger_alone(folder, monkeypa
     assert named in " ".join(done.stderr.split())
     assert folder.ledger.read_bytes() == ledger
     assert not (tmp_path / "library").exists()
+
+
+def test_a_launch_refuses_changed_data_in_the_words_of_confirm_and_export(folder):
+    written = folder.environment.read_bytes()
+    changed = {**ENVIRONMENT, "data": {**ENVIRONMENT["data"], "fingerprint": "of others"}, "launch": {"workers": 1}}
+    said = "the data has changed since the study was started (fingerprint of no data then, of others now)"
+    for refuse in (
+        lambda: folder.record_environment(changed),
+        lambda: same_data("stagewise", load_study(folder).fingerprint, "of others"),
+    ):
+        with pytest.raises(StudyError, match=re.escape(said)):
+            refuse()
+    assert folder.environment.read_bytes() == written
 
 
 def test_a_busy_study_is_refused(folder, monkeypatch, tmp_path):

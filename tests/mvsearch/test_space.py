@@ -532,8 +532,8 @@ def test_proxy_layout_keeps_the_tokens() -> None:
         [CONV], layout={"stem_stride": 4}, proxy={"image_size": 32, "stem_stride": 2}, timing={"image_size": 64}
     )
     layout = searched.sample(random.Random(0))
-    assert searched.proxy_layout(layout).feature_sizes(32) == layout.feature_sizes(64)
-    assert small().proxy_layout(layout) == layout
+    assert searched.config.proxy.as_trained(layout).feature_sizes(32) == layout.feature_sizes(64)
+    assert small().config.proxy.as_trained(layout) == layout
 
 
 # -- spaces that are refused -------------------------------------------------------------------------------------------

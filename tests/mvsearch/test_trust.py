@@ -17,7 +17,8 @@ from scipy.stats import kendalltau
 from mvsearch.analysis.calibration import calibration, rank_correlation, verdict
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.noise import SeedNoise, difference_noise, seed_noise, standings, study_noise
-from mvsearch.analysis.plans import choose_layouts, fresh_seeds, to_confirm
+from mvsearch.analysis.plans import choose_layouts, to_confirm
+from mvsearch.config.seeds import seeds_for
 from mvsearch.driver.repeat import RepeatOutcome
 from mvsearch.report.sentences import calibration_words, confirmation_words
 from mvsearch.study.front import Point, families, pareto_front
@@ -52,7 +53,7 @@ def calibrated(count, long, *, again=lambda record: record.nll, seeds=2, factor=
     study = study_factory.study(trials=30)
     lines = []
     for record in choose_layouts(study.records, "nll", count):
-        for number, seed in enumerate(fresh_seeds("calibrate", 0, seeds)):
+        for number, seed in enumerate(seeds_for("calibrate", 0, seeds)):
             lines.append(trained(record, "calibrate", seed, EPOCHS, again(record)))
             lines.append(trained(record, "calibrate", seed, factor * EPOCHS, long(record) + 0.01 * number))
     return with_lines(study, lines)
@@ -167,7 +168,7 @@ def confirmed(shift=0.0, sd=0.01, seeds=3, drop=0):
     rng = random.Random(1)
     lines = []
     for record in to_confirm(study)[drop:]:
-        for seed in fresh_seeds("confirm", 0, seeds):
+        for seed in seeds_for("confirm", 0, seeds):
             nll = record.nll + shift + rng.gauss(0, sd)
             test = {"test_nll": nll + 0.1, "test_top1": 1 - (nll + 0.1) / 2, "test_images": 2000}
             lines.append(trained(record, "confirm", seed, EPOCHS, nll, **test))
