@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_rel
 
+from mambavision.files import write_atomic
 from mvsearch.driver.environment import processor
 from mvsearch.study.data import StudyData, load_study
-from mvsearch.study.files import write_atomic
 from mvsearch.study.folder import find_study
 from mvsearch.study.front import hypervolume, pareto_front, point_of, reference_point
 from mvsearch.study.record import TRAIN

@@ -474,9 +474,10 @@ def timings(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table to write.")] = Path("timings.csv"),
 ) -> None:
     """Time layouts of a space on this device, for a search on another (throughput.file)."""
+    from mambavision.files import write_atomic
     from mambavision.look import console
     from mvsearch.config.reading import load_config
-    from mvsearch.study.files import StudyError, write_atomic
+    from mvsearch.study.files import StudyError
 
     if out.exists() or not out.parent.is_dir():
         why = "is there already" if out.exists() else "is in a folder that is not there"

@@ -27,6 +27,7 @@ from pathlib import Path
 import pandas as pd
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout
 from mvsearch.config.reading import load_config
 from mvsearch.config.sections import StudyConfig
@@ -35,7 +36,7 @@ from mvsearch.evaluate.images import load_study_data
 from mvsearch.evaluate.worker import TrainingWorker
 from mvsearch.pool.job import Done, Job
 from mvsearch.space.space import SearchSpace
-from mvsearch.study.files import repair_tail, write_atomic
+from mvsearch.study.files import repair_tail
 from mvsearch.study.ledger import Ledger
 from mvsearch.study.record import TIME, TRAIN, Evaluation
 

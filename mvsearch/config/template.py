@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import yaml
 
+from mambavision.files import write_atomic
 from mvsearch.config.values import ConfigError
 
 _TEMPLATE = """\
@@ -123,9 +123,7 @@ def write_template(data_path: str | Path, out_path: str | Path) -> Path:
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
+        write_atomic(out, text)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror})") from None
     return out

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout
 from mvsearch.analysis.plans import Plan
 from mvsearch.analysis.repeated import failed_layouts
@@ -35,7 +36,7 @@ from mvsearch.pool.opening import open_pool
 from mvsearch.pool.pool import Pool
 from mvsearch.space.space import SearchSpace
 from mvsearch.study.data import load_study
-from mvsearch.study.files import StudyError, driver_lock, repair_tail, write_atomic
+from mvsearch.study.files import StudyError, driver_lock, repair_tail
 from mvsearch.study.folder import StudyFolder, same_data
 from mvsearch.study.ledger import Ledger
 from mvsearch.study.record import CONFIRM, FAIL, TRAIN, Evaluation, TrialRecord

@@ -6,10 +6,10 @@ import dataclasses
 import json
 from contextlib import suppress
 
+from mambavision.files import write_atomic
 from mvsearch.analysis.findings import Findings
 from mvsearch.driver.importance import importances
 from mvsearch.study.data import load_study
-from mvsearch.study.files import write_atomic
 from mvsearch.study.folder import StudyFolder
 
 

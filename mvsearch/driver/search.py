@@ -26,6 +26,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout
 from mvsearch.config.sections import StudyConfig
 from mvsearch.driver.estimate import Effort, Estimate
@@ -42,7 +43,6 @@ from mvsearch.samplers.observation import Observation
 from mvsearch.samplers.registry import make_sampler, reseed
 from mvsearch.space.design import design_layouts
 from mvsearch.space.space import SearchSpace
-from mvsearch.study.files import write_atomic
 from mvsearch.study.folder import StudyFolder
 from mvsearch.study.ledger import Ledger
 from mvsearch.study.record import (

@@ -15,10 +15,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambavision.files import write_atomic
 from mvsearch.analysis.findings import Findings
 from mvsearch.driver.view import LaunchState
 from mvsearch.study.data import load_study
-from mvsearch.study.files import StudyError, write_atomic
+from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder
 from mvsearch.study.record import CALIBRATE, CONFIRM, TrialRecord
 

@@ -20,7 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, TrialState
 
-from mvsearch.study.files import StudyError, write_atomic
+from mambavision.files import write_atomic
+from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder
 
 # The ledger is the truth: what is complete there is asked for first, and told from there.

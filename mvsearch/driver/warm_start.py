@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout
 from mambavision.library import LibraryError, load_entry_config
 from mambavision.words import plural
@@ -25,7 +26,7 @@ from mvsearch.driver.settings import differences, with_defaults
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import SpaceError
 from mvsearch.study.data import deployed_image_size, load_study
-from mvsearch.study.files import StudyError, write_atomic
+from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder, find_study
 from mvsearch.study.front import front_records
 from mvsearch.study.record import TIME, TRAIN, Evaluation, TrialRecord

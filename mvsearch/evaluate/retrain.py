@@ -19,6 +19,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
 from mambavision.data import ImageData
+from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout
 from mambavision.model import MambaVision
 from mambavision.training import BEST, Trainer, autocast_for
@@ -26,7 +27,6 @@ from mvsearch.config.sections import StudyConfig
 from mvsearch.config.seeds import seeds_for
 from mvsearch.evaluate.optimizer import search_optimizer
 from mvsearch.evaluate.proxy import EVAL_BATCH, DeviceData, augment, evaluate
-from mvsearch.study.files import write_atomic
 
 RESULT = "result.json"
 

@@ -18,11 +18,11 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
 from ray.tune.search.variant_generator import parse_spec_vars
 
+from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout, LayoutError
 from mvsearch.samplers import KnownCostSampler
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import SpaceError
-from mvsearch.study.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

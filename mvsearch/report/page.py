@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambavision.files import write_atomic
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.gains import reordering
 from mvsearch.report import drawing
@@ -21,7 +22,6 @@ from mvsearch.report.section_trust import trust_section
 from mvsearch.report.strip import html_strip, strip_css
 from mvsearch.report.words import count, duration, factor, listed, plural, scaled
 from mvsearch.study.data import StudyData
-from mvsearch.study.files import write_atomic
 from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambavision.files import write_atomic
 from mambavision.look import GREY
 from mvsearch.analysis.comparison import Attainment, Comparison, rows_of
 from mvsearch.report.parts import capital, plot, table
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import duration, factor, fixed, listed, percent, plural
-from mvsearch.study.files import write_atomic
 from mvsearch.study.front import hypervolume_history
 from mvsearch.study.measure import Measure
 from mvsearch.study.record import TrialRecord

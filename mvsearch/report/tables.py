@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+from mambavision.files import write_atomic
 from mvsearch.analysis.facts import stage_facts
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.gains import margin
 from mvsearch.study.data import StudyData
-from mvsearch.study.files import write_atomic
 from mvsearch.study.front import front_records
 from mvsearch.study.record import TIME, TrialRecord
 

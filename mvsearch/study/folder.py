@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvsearch.study.files import RESTORE, StudyError, write_atomic
+from mambavision.files import write_atomic
+from mvsearch.study.files import RESTORE, StudyError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mambavision.files import write_atomic
 from mvsearch.study.data import describe_study, load_study
-from mvsearch.study.files import StudyBusy, StudyError, driver_lock, repair_tail, write_atomic
+from mvsearch.study.files import StudyBusy, StudyError, driver_lock, repair_tail
 from mvsearch.study.folder import StudyFolder, list_studies
 from mvsearch.study.ledger import Ledger, read_evaluations
 from mvsearch.study.record import Evaluation, trial_records
