@@ -37,11 +37,12 @@ from typing import Any
 from mvsearch.config.reading import load_config
 from mvsearch.driver.search import Search
 from mvsearch.driver.trials import connect, open_optuna_study
+from mvsearch.driver.view import LaunchState, View
 from mvsearch.pool.job import Done, Event, Job, Progress
 from mvsearch.pool.replay import ReplayPool, ReplayWorker, Synthetic, _share
 from mvsearch.space.space import SearchSpace
 from mvsearch.study.folder import StudyFolder
-from mvsearch.study.record import TIME, TRAIN
+from mvsearch.study.record import TIME, TRAIN, TrialRecord
 
 TIMING_S, TRAINING_S = 5.0, 55.0
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -122,16 +123,14 @@ def run(
     synthetic = Synthetic(10, {"params": cost.params, "macs": cost.macs}, epochs=9)
     pool = PacedPool(lambda *_: Minute(synthetic, config.rung_epochs[0]), devices=devices, clock=clock)
     database = connect(storage) if storage else None
-    search = Search(config, space, study, pool, study=open_optuna_study(study, database))
-    began, cpu = clock(), time.process_time()
     marks: list[tuple[int, float]] = []
-    complete = search._ended
 
-    def count(active: Any) -> None:
-        complete(active)
-        marks.append((len(marks) + 1, clock()))
+    class Count(View):
+        def trial_ended(self, record: TrialRecord, state: LaunchState) -> None:
+            marks.append((len(marks) + 1, clock()))
 
-    search._ended = count  # type: ignore[method-assign]
+    search = Search(config, space, study, pool, view=Count(), study=open_optuna_study(study, database))
+    began, cpu = clock(), time.process_time()
     pool.start()
     outcome = search.run()
     seconds, cpu = clock() - began, time.process_time() - cpu

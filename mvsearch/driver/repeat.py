@@ -11,27 +11,24 @@ as the checkpoints are kept, that costs one stretch of a training, and it comes 
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
-import shutil
-from collections import Counter, deque
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout
 from mvsearch.analysis.plans import Plan
 from mvsearch.analysis.repeated import failed_layouts
 from mvsearch.config.reading import load_config
+from mvsearch.driver.crew import Crew, JobEnd
+from mvsearch.driver.kept_files import KeptFiles
 from mvsearch.driver.results import write_results
 from mvsearch.driver.status import StatusWriter
 from mvsearch.driver.stop import stop_signals
 from mvsearch.driver.view import LaunchState, View
 from mvsearch.evaluate.images import load_study_data
 from mvsearch.evaluate.make_worker import MakeWorker
-from mvsearch.pool.job import Done, Event, Job, Lost, Notice, Progress, Started
+from mvsearch.pool.job import Job
 from mvsearch.pool.opening import open_pool
 from mvsearch.pool.pool import Pool
 from mvsearch.space.space import SearchSpace
@@ -39,7 +36,7 @@ from mvsearch.study.data import load_study
 from mvsearch.study.files import StudyError, driver_lock, repair_tail
 from mvsearch.study.folder import StudyFolder, same_data
 from mvsearch.study.ledger import Ledger
-from mvsearch.study.record import CONFIRM, FAIL, TRAIN, Evaluation, TrialRecord
+from mvsearch.study.record import CONFIRM, TRAIN, Evaluation, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +44,6 @@ if TYPE_CHECKING:
     from mvsearch.analysis.findings import Findings
     from mvsearch.pool.opening import Resources
     from mvsearch.study.data import StudyData
-
-
-POLL_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -76,15 +70,6 @@ class RepeatOutcome:
     def left(self) -> int:
         """Layouts that the time did not suffice for."""
         return self.wanted - self.done - self.failed
-
-
-@dataclass
-class _Training:
-    """One layout with one seed, and how often its present job has been tried."""
-
-    record: TrialRecord
-    seed: int
-    job: Job | None = field(default=None)
 
 
 class Repeat:
@@ -117,21 +102,20 @@ class Repeat:
         self.epoch_limit_s = epoch_limit_s
         self.ledger = Ledger(folder.ledger)
         self._status = StatusWriter(folder.repeat_status(plan.purpose))
-        self._checkpoints = folder.path / f"{plan.purpose}-checkpoints"
+        self._crew = Crew(pool, self.view, begin=self._begin_next, on_progress=self._show, last_epoch=plan.stops[-1])
+        self._files = KeptFiles(
+            folder.path / f"{plan.purpose}-checkpoints",
+            folder.confirmed_weights if plan.purpose == CONFIRM else None,
+            seeds=plan.seeds,
+            stops=plan.stops,
+        )
         before = failed_layouts(self.ledger.evaluations, plan.purpose)
         order = sorted(plan.records, key=lambda record: record.key in before)
-        self._todo = deque(_Training(record, seed) for record in order for seed in plan.seeds)
+        self._records = {record.number: record for record in plan.records}
+        self._todo = deque((record, seed) for record in order for seed in plan.seeds)
         self._failures: dict[str, Evaluation] = {}
-        self._running: dict[int, _Training] = {}
-        self._ids = itertools.count()
-        self._losses: Counter[tuple[str, int, int, bool]] = Counter()
-        self._since: dict[int, tuple[str, float]] = {}
-        self._doing: dict[str, str] = {}
-        self._busy = 0.0
         self._epochs_here = 0
-        self._first: float | None = None
-        self._last: float | None = None
-        self._said: set[str] = {record.key for record in plan.records if self._ended(record.key)}
+        self._shown: set[str] = {record.key for record in plan.records if self._ended(record.key)}
 
     def run(self) -> RepeatOutcome:
         """Train until all is done or the time is over.
@@ -141,35 +125,30 @@ class Repeat:
             OSError: if the ledger, weights or a checkpoint cannot be written.
         """
         began = self.pool.now()
-        self._tell()
+        self._show()
         try:
             with stop_signals(at_once=self.pool.in_process) as stop:
                 while True:
-                    over = self.hours is not None and self.pool.now() - began > self.hours * 3600
-                    self._fill(over)
-                    if not self._running:
+                    self._crew.over = self.hours is not None and self.pool.now() - began > self.hours * 3600
+                    self._crew.fill()
+                    if not self._crew.at_work:
                         break
-                    events = self.pool.events(POLL_S)
-                    while (event := stop.next(events)) is not None:
-                        self._handle(event)
-                        self._fill(over)
-                    self._tell()
+                    for end in self._crew.ended(stop):
+                        self._on_done(end) if end.ok else self._on_failed(end)
+                    self._show()
         finally:
-            self._doing.clear()
+            self._crew.doing.clear()
             self._status.write(self.state(), ended=True)
         done, failed = self._counts()
         if done == len(self.plan.records):
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
-        span = self._last - self._first if self._first is not None and self._last is not None else 0.0
-        utilisation = self._busy / (span * self.pool.workers) if span > 0 else None
-        return RepeatOutcome(self.plan.purpose, done, failed, len(self.plan.records), utilisation, span)
+            self._files.drop_all_checkpoints()
+        seconds, utilisation = self._crew.in_all()
+        return RepeatOutcome(self.plan.purpose, done, failed, len(self.plan.records), utilisation, seconds)
 
     def state(self) -> LaunchState:
         """For a view."""
         done, failed = self._counts()
-        now = self.pool.now()
-        elapsed = now - self._first if self._first is not None else 0.0
-        busy = self._busy + sum(now - since for _, since in self._since.values())
+        elapsed, utilisation = self._crew.until_now()
         left = sum(
             self.plan.stops[-1] - self._reached(record.key, seed)
             for record in self.plan.records
@@ -180,15 +159,15 @@ class Repeat:
             finished=done,
             failed=failed,
             wanted=len(self.plan.records),
-            running=dict(sorted(self._doing.items())),
+            running=dict(sorted(self._crew.doing.items())),
             front=[],
             hypervolume=None,
-            utilisation=busy / (elapsed * self.pool.workers) if elapsed else 0.0,
+            utilisation=utilisation,
             elapsed=elapsed,
             remaining=elapsed / self._epochs_here * left if self._epochs_here else None,
         )
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         state = self.state()
         self.view.update(state)
         self._status.write(state)
@@ -217,36 +196,31 @@ class Repeat:
 
     # -- jobs -------------------------------------------------------------------------------------------------------
 
-    def _fill(self, over: bool) -> None:
-        while self._todo and not over and self.pool.idle() > 0:
-            training = self._todo.popleft()
-            job = training.job or self._next_job(training)
-            if job is not None:
-                training.job = job
-                self._running[job.id] = training
-                self.pool.submit(job)
+    def _begin_next(self) -> bool:
+        """Hand in the next stretch of the next training, if anything is missing of it; False if there is none."""
+        if not self._todo:
+            return False
+        job = self._next_job(*self._todo.popleft())
+        if job is not None:
+            self._crew.hand_in(job)
+        return True
 
-    def _next_job(self, training: _Training) -> Job | None:
+    def _next_job(self, record: TrialRecord, seed: int) -> Job | None:
         """The next stretch of a training, from its last checkpoint that is there; None if nothing is missing of it."""
-        record, seed = training.record, training.seed
         if record.key in self._failures:
             return None
         reached = self._reached(record.key, seed)
         if reached == self.plan.stops[-1]:
             return None
-        checkpoint: bytes | None = None
-        if reached:
-            try:
-                checkpoint = self._checkpoint(record.key, seed, reached).read_bytes()
-            except FileNotFoundError:
-                self.view.notice(
-                    f"Trial {record.number}, seed {seed}: the checkpoint after epoch {reached} is missing; it is "
-                    "trained again from the start."
-                )
-        from_epoch = reached if checkpoint is not None else 0
+        from_epoch, checkpoint = self._files.checkpoint(record.key, seed, [reached] if reached else [])
+        if reached and checkpoint is None:
+            self.view.notice(
+                f"Trial {record.number}, seed {seed}: the checkpoint after epoch {reached} is missing; it is "
+                "trained again from the start."
+            )
         to_epoch = next(stop for stop in self.plan.stops if stop > reached)
         return Job(
-            id=next(self._ids),
+            id=self._crew.next_id(),
             what=TRAIN,
             layout=HybridLayout.from_dict(record.layout),
             trial=record.number,
@@ -261,75 +235,31 @@ class Repeat:
             limit_s=self.epoch_limit_s * (to_epoch - from_epoch) if self.epoch_limit_s else None,
         )
 
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, Notice):
-            self.view.notice(event.text)
-            return
-        training = self._running.get(event.job)
-        if training is None or training.job is None:
-            return
-        job, record = training.job, training.record
-        where = f"trial {record.number}, seed {training.seed}"
-        if isinstance(event, Started):
-            now = self.pool.now()
-            self._first = now if self._first is None else self._first
-            self._since[event.job] = (event.worker, now)
-            self._doing[event.worker] = f"{where}: training"
-        elif isinstance(event, Progress):
-            worker = self._since[event.job][0]
-            self._doing[worker] = (
-                f"{where}: epoch {event.epoch} of {self.plan.stops[-1]}, training loss {event.train_loss:.3f}"
-            )
-            self._tell()
-        elif isinstance(event, Lost):
-            self._idle(event.job)
-            which = (record.key, training.seed, job.to_epoch, event.with_node)
-            self._losses[which] += 1
-            if self._losses[which] < event.tries:
-                self.view.notice(f"Trial {record.number}: {event.reason}; trying once more.")
-                training.job = dataclasses.replace(job, id=next(self._ids))
-                self._todo.appendleft(training)
-            else:
-                reason = f"{job.what}: {event.reason}, {event.tries} times"
-                self._fail(record, job.evaluation(what=FAIL, reason=reason))
-        elif isinstance(event, Done):
-            self._idle(event.job)
-            self._last = self.pool.now()
-            if event.evaluation.what == FAIL:
-                self._fail(record, event.evaluation)
-                return
-            self._keep(job, event)
-            self.ledger.append(event.evaluation)
-            self._drop_checkpoints(record.key, training.seed, before=job.to_epoch)
-            self._epochs_here += job.to_epoch - job.from_epoch
-            training.job = None
-            self._todo.appendleft(training)  # what is begun is ended first, so that a time limit leaves whole layouts
-            self._say(record)
-
-    def _keep(self, job: Job, event: Done) -> None:
-        """Before the ledger's line: what that holds is not done again, so these must be there."""
+    def _on_done(self, end: JobEnd) -> None:
+        job, record = end.job, self._records[end.job.trial]
         assert job.seed is not None
-        if event.weights is not None and self.plan.purpose == CONFIRM and job.seed == self.plan.seeds[0]:
-            self.folder.confirmed_weights.mkdir(exist_ok=True)
-            write_atomic(self.folder.confirmed_weights / f"{job.layout.key}.safetensors", event.weights)
-        if event.checkpoint is not None:
-            self._checkpoints.mkdir(exist_ok=True)
-            write_atomic(self._checkpoint(job.layout.key, job.seed, job.to_epoch), event.checkpoint)
+        self._files.keep(end)
+        self.ledger.append(end.evaluation)
+        self._files.drop_checkpoints(record.key, seed=job.seed, before=job.to_epoch)
+        self._epochs_here += job.to_epoch - job.from_epoch
+        # What is begun is ended first, so that a time limit leaves whole layouts.
+        self._todo.appendleft((record, job.seed))
+        self._show_end(record)
 
-    def _fail(self, record: TrialRecord, evaluation: Evaluation) -> None:
+    def _on_failed(self, end: JobEnd) -> None:
         """The rest of a layout that failed is left to the next call: without all its seeds it counts for nothing."""
-        self._failures[record.key] = evaluation
-        for job_id in [at for at, training in self._running.items() if training.record.key == record.key]:
-            self.pool.cancel(job_id)
-            self._idle(job_id)
-        self._todo = deque(training for training in self._todo if training.record.key != record.key)
-        self.ledger.append(evaluation)
-        self._say(record)
+        record = self._records[end.job.trial]
+        self._failures[record.key] = end.evaluation
+        self._crew.cancel(record.number)
+        self._todo = deque((other, seed) for other, seed in self._todo if other.key != record.key)
+        self.ledger.append(end.evaluation)
+        self._show_end(record)
 
-    def _say(self, record: TrialRecord) -> None:
-        if record.key in self._said or not self._ended(record.key):
+    def _show_end(self, record: TrialRecord) -> None:
+        """Show that a layout is done or has failed, once."""
+        if record.key in self._shown or not self._ended(record.key):
             return
-        self._said.add(record.key)
+        self._shown.add(record.key)
         failure = self._failures.get(record.key)
         lines = [
             line
@@ -338,21 +268,6 @@ class Repeat:
         ]
         mean = math.fsum(line.values["nll"] for line in lines) / len(lines) if lines else math.nan
         self.view.repeated(record, mean, failure.reason if failure else None, self.state())
-
-    def _idle(self, job_id: int) -> None:
-        self._running.pop(job_id, None)
-        worker, since = self._since.pop(job_id, (None, 0.0))
-        if worker is not None:
-            self._doing.pop(worker, None)
-            self._busy += self.pool.now() - since
-
-    def _checkpoint(self, key: str, seed: int, epoch: int) -> Path:
-        return self._checkpoints / f"{key}.seed{seed}.epoch{epoch}.pt"
-
-    def _drop_checkpoints(self, key: str, seed: int, *, before: int) -> None:
-        for epoch in self.plan.stops[:-1]:
-            if epoch < before:
-                self._checkpoint(key, seed, epoch).unlink(missing_ok=True)
 
 
 def repeat(

@@ -203,16 +203,16 @@ class StoredTrials:
 
     Args:
         kept: where they are kept; a study in memory is not kept.
-        metrics: names of the two objectives.
+        metrics: names of the two objectives; None: as they are.
 
     Attributes:
         study: the trials in this process. Ask it; begin and tell trials through this class.
     """
 
-    def __init__(self, kept: optuna.Study, metrics: list[str]) -> None:
+    def __init__(self, kept: optuna.Study, metrics: list[str] | None = None) -> None:
         with warnings.catch_warnings(), _written():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if kept.metric_names != metrics:
+            if metrics is not None and kept.metric_names != metrics:
                 kept.set_metric_names(metrics)
         self._kept: optuna.Study | None = None
         # Of each kept trial its id there; of those not told yet, which attributes are written.

@@ -69,17 +69,17 @@ class WarmStart:
     """The layouts that a search begins with, and what there is to say of them.
 
     Attributes:
-        firsts: the layouts, each key once, in the order in which they are asked for.
+        layouts: each key once, in the order in which they are asked for.
         notices: what was taken over, scaled and left out, as sentences.
     """
 
-    firsts: tuple[StartingLayout, ...] = ()
+    layouts: tuple[StartingLayout, ...] = ()
     notices: tuple[str, ...] = ()
 
     @property
     def trained(self) -> int:
         """How many are not trained here; they come on top of `search.trials`."""
-        return sum(first.taken is not None for first in self.firsts)
+        return sum(start.taken is not None for start in self.layouts)
 
     def write(self, folder: StudyFolder, source: StudyFolder | None) -> None:
         """Keep the plan in the folder of the new study, with the weights of what is taken over.
@@ -91,20 +91,20 @@ class WarmStart:
         Raises:
             OSError: if a file cannot be written.
         """
-        for first in self.firsts:
-            name = f"{first.layout.key}.safetensors"
-            if source is not None and first.taken is not None and (source.weights / name).is_file():
+        for start in self.layouts:
+            name = f"{start.layout.key}.safetensors"
+            if source is not None and start.taken is not None and (source.weights / name).is_file():
                 shutil.copyfile(source.weights / name, folder.weights / name)
-        firsts = [
+        starting = [
             {
-                "label": first.label,
-                "taken": first.taken,
-                "layout": first.layout.to_dict(),
-                "evaluations": [line.to_dict() for line in first.evaluations],
+                "label": start.label,
+                "taken": start.taken,
+                "layout": start.layout.to_dict(),
+                "evaluations": [line.to_dict() for line in start.evaluations],
             }
-            for first in self.firsts
+            for start in self.layouts
         ]
-        write_atomic(folder.warm_start, json.dumps({"notices": self.notices, "firsts": firsts}, indent=1) + "\n")
+        write_atomic(folder.warm_start, json.dumps({"notices": self.notices, "firsts": starting}, indent=1) + "\n")
 
 
 def read_warm_start(config: StudyConfig, folder: StudyFolder) -> WarmStart:
@@ -117,16 +117,16 @@ def read_warm_start(config: StudyConfig, folder: StudyFolder) -> WarmStart:
         return WarmStart()
     try:
         data = json.loads(folder.warm_start.read_text())
-        firsts = tuple(
+        starting = tuple(
             StartingLayout(
-                HybridLayout.from_dict(first["layout"]),
-                first["label"],
-                first["taken"],
-                tuple(Evaluation.from_dict(line) for line in first["evaluations"]),
+                HybridLayout.from_dict(start["layout"]),
+                start["label"],
+                start["taken"],
+                tuple(Evaluation.from_dict(line) for line in start["evaluations"]),
             )
-            for first in data["firsts"]
+            for start in data["firsts"]
         )
-        return WarmStart(firsts, tuple(data["notices"]))
+        return WarmStart(starting, tuple(data["notices"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudyError(
             f"{folder.warm_start}: the layouts that the study began with cannot be read ({error}); restore it from a "
@@ -176,32 +176,32 @@ def plan_warm_start(
     wanted = config.warm_start
     if wanted is None:
         return WarmStart()
-    firsts: dict[str, StartingLayout] = {}
+    starting: dict[str, StartingLayout] = {}
     notices: list[str] = []
     baselines = {layout.key: name for name, layout in space.baselines().items() if config.search.baselines}
     if source is not None:
         found, said = _from_study(config, space, source, environment, baselines)
-        firsts = {first.layout.key: first for first in found}
+        starting = {start.layout.key: start for start in found}
         notices.append(said)
     for name in wanted.known:
         layout, said = _scaled(space, name)
         key = layout.key
-        if key in firsts:
-            said += f" That is the layout of {firsts[key].label}."
-            firsts[key] = dataclasses.replace(firsts[key], label=f"{firsts[key].label}; {name}")
+        if key in starting:
+            said += f" That is the layout of {starting[key].label}."
+            starting[key] = dataclasses.replace(starting[key], label=f"{starting[key].label}; {name}")
         else:
             said += f" That is the hand-made layout {baselines[key]!r}." if key in baselines else ""
-            firsts[key] = StartingLayout(layout, name)
+            starting[key] = StartingLayout(layout, name)
         notices.append(said)
     if wanted.placement is not None:
         rng = random.Random(f"placement/{config.search.seed}")
-        drawn = _drawn(space, wanted.placement, wanted.draws, {*firsts, *baselines}, rng)
-        firsts |= {layout.key: StartingLayout(layout, "placement") for layout in drawn}
+        drawn = _drawn(space, wanted.placement, wanted.draws, {*starting, *baselines}, rng)
+        starting |= {layout.key: StartingLayout(layout, "placement") for layout in drawn}
         weights = ", ".join(f"{rule} {weight:g}" for rule, weight in wanted.placement.items())
         few = "" if len(drawn) == wanted.draws else f" (of {wanted.draws}: no more were found within the budgets)"
         notices.append(f"Warm start: {plural(len(drawn), 'layout')} drawn{few} with placements {weights}.")
     # What costs nothing comes first, and what costs little, so that it is known before anything is asked for.
-    ordered = sorted(firsts.values(), key=lambda first: (first.taken is None, first.taken == TRAININGS))
+    ordered = sorted(starting.values(), key=lambda start: (start.taken is None, start.taken == TRAININGS))
     return WarmStart(tuple(ordered), tuple(notices))
 
 
@@ -240,18 +240,18 @@ def _from_study(
             if line.what == TRAIN and not training and line.seed in config.training_seeds
         ]
         label = f"{source.name}, trial {record.number}"
-        first = StartingLayout(layout, label, evaluations=tuple(_with_source(line, label) for line in lines))
+        start = StartingLayout(layout, label, evaluations=tuple(_with_source(line, label) for line in lines))
         if training or not set(config.training_seeds) <= set(record.seeds):
-            others.append((record, first))
+            others.append((record, start))
         elif timing:
-            trained.append(dataclasses.replace(first, taken=TRAININGS))
+            trained.append(dataclasses.replace(start, taken=TRAININGS))
         else:
-            timed.append(dataclasses.replace(first, taken=RESULTS))
+            timed.append(dataclasses.replace(start, taken=RESULTS))
     # The hand-made ones are trained anyway, with what can be taken over of them.
     again = [record for record, _ in others if record.key in baselines]
     rest = [record for record, _ in others if record.key not in baselines]
     again += _best(rest, config.objectives.quality, config.warm_start.layouts)
-    by_key = {first.layout.key: first for _, first in others}
+    by_key = {start.layout.key: start for _, start in others}
     parts = []
     if timed:
         parts.append(f"{plural(len(timed), 'layout')} taken over with their results")
@@ -264,8 +264,8 @@ def _from_study(
         parts.append(f"{len(again)}{few} {kept} again, because {_reasons(training or seeds)}")
     if misfits:
         parts.append(f"{misfits.total()} {'do' if misfits.total() > 1 else 'does'} not fit: {_counted(misfits)}")
-    firsts = [*timed, *trained, *(by_key[record.key] for record in again)]
-    return firsts, f"Warm start from {source.path}: {'; '.join(parts)}."
+    starting = [*timed, *trained, *(by_key[record.key] for record in again)]
+    return starting, f"Warm start from {source.path}: {'; '.join(parts)}."
 
 
 def _fit(space: SearchSpace, layout: HybridLayout) -> tuple[HybridLayout | None, str]:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import pickle
-import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,18 +19,17 @@ from ray.tune.search.variant_generator import parse_spec_vars
 
 from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout, LayoutError
+from mvsearch.driver.asking import LayoutAsker
+from mvsearch.driver.trials import DIRECTIONS, StoredTrials
 from mvsearch.samplers import KnownCostSampler
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import SpaceError
 
 logger = logging.getLogger(__name__)
 
-MAX_REFUSALS = 50
 LAYOUT = "layout"
 
 _MODES = ("min", "max")
-# What a snapshot holds; the rest comes from the arguments.
-_STATE = ("_study", "_numbers", "_told", "_seen", "_queue", "_draws")
 
 
 class LayoutSearcher(Searcher):
@@ -85,19 +83,26 @@ class LayoutSearcher(Searcher):
         self._seed = seed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study = optuna.create_study(
-                directions=["maximize", "maximize"], sampler=sampler or KnownCostSampler(space, seed=seed)
-            )
-        self._numbers: dict[str, int] = {}
-        self._told: set[str] = set()
-        self._seen: set[str] = set()
-        self._queue = [self._point(i, point) for i, point in enumerate(points_to_evaluate)]
-        self._draws = 0
+            study = optuna.create_study(directions=DIRECTIONS, sampler=sampler or KnownCostSampler(space, seed=seed))
+        self._use(StoredTrials(study))
+        for i, point in enumerate(points_to_evaluate):
+            self._asker.add(self._point(i, point))
+
+    def _use(self, trials: StoredTrials) -> None:
+        """Search on with the trials of a study: what was asked for and told is read from them."""
+        self._trials = trials
+        # The sampler's generator is kept with the study, and people may give any sampler.
+        self._asker = LayoutAsker(self.space, trials, self._seed, reseeds=False)
+        self._numbers: dict[str, int] = {
+            trial.user_attrs["tune_trial"]: trial.number
+            for trial in trials.trials()
+            if "tune_trial" in trial.user_attrs
+        }
 
     @property
     def study(self) -> optuna.Study:
         """Every trial so far, as an Optuna study in memory."""
-        return self._study
+        return self._trials.study
 
     def set_search_properties(self, metric: Any, mode: Any, config: Mapping[str, Any], **spec: Any) -> bool:
         """Called by Tune with what `TuneConfig` and `param_space` hold.
@@ -123,43 +128,14 @@ class LayoutSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next layout, as ``{"layout": …}``; `FINISHED` when the space holds no further one."""
         if trial_id in self._numbers:
-            number = self._numbers[trial_id]
-            return {LAYOUT: self.space.decode(self._study.trials[number].params).to_dict()}
-        refused = 0
-        while True:
-            enqueued = self._enqueue(refused)
-            if enqueued is None:
-                return Searcher.FINISHED
-            trial = self._study.ask()
-            layout = self.space.suggest(trial)
-            trial.set_user_attr("key", layout.key)
-            excess = self.space.excess(layout)
-            if layout.key in self._seen:
-                trial.set_user_attr("duplicate_of", layout.key)
-            elif excess:
-                for name, amount in excess.items():
-                    trial.set_constraint(name, amount)
-            else:
-                trial.set_user_attr("tune_trial", trial_id)
-                self._seen.add(layout.key)
-                self._numbers[trial_id] = trial.number
-                return {LAYOUT: layout.to_dict()}
-            refused += 1
-            self._study.tell(trial, state=TrialState.PRUNED)
-
-    def _enqueue(self, refused: int) -> bool | None:
-        """Fix the next layout where it is not the sampler's to choose; None if there is none left."""
-        if self._queue:
-            self._study.enqueue_trial(self.space.encode(self._queue.pop(0)))
-            return True
-        if refused < MAX_REFUSALS:
-            return False
-        self._draws += 1
-        drawn = self.space.uniform_unseen(self._seen, random.Random(f"{self._seed}/{self._draws}"))
-        if drawn is None:
-            return None
-        self._study.enqueue_trial(self.space.encode(drawn))
-        return True
+            return {LAYOUT: self.space.decode(self._trials.trials()[self._numbers[trial_id]].params).to_dict()}
+        asked = self._asker.ask()
+        if asked is None:
+            return Searcher.FINISHED
+        trial, layout = asked
+        trial.set_user_attr("tune_trial", trial_id)
+        self._numbers[trial_id] = trial.number
+        return {LAYOUT: layout.to_dict()}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """A result on the way: only a trial that this searcher does not know is taken note of."""
@@ -168,32 +144,30 @@ class LayoutSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tell a trial's end: its values, PRUNED if it was stopped early, or FAIL with the reason."""
         self._adopt(trial_id, result or {})
-        if trial_id not in self._numbers or trial_id in self._told:
+        number = self._numbers.get(trial_id)
+        if number is None or self._trials.trials()[number].state.is_finished():
             return
-        self._told.add(trial_id)
-        number = self._numbers[trial_id]
         values, reason = (None, "the trial raised") if error else self._values(result or {})
         reached = (result or {}).get(TRAINING_ITERATION, 0)
         if values is None:
-            self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "reason", reason)
-            self._study.tell(number, state=TrialState.FAIL)
+            self._asker.fail(number, reason)
         elif self.iterations is not None and reached < self.iterations:
-            self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "iterations", reached)
-            self._study.tell(number, state=TrialState.PRUNED)
+            self._trials.set(number, iterations=reached)
+            self._trials.tell(number, state=TrialState.PRUNED)
         else:
-            self._study.tell(number, values)
+            self._asker.complete(number, values)
 
     def _values(self, result: Mapping[str, Any]) -> tuple[list[float] | None, str]:
         """Quality and log2 of throughput, both to be maximised; None, and why, if they are not there."""
-        found = []
+        measured = []
         for name in self._names:
             value = result.get(name)
             if value is None or isinstance(value, bool) or not _is_number(value):
                 return None, f"{name}: {'missing from the last result' if value is None else f'{value!r} is no number'}"
-            found.append(float(value))
-        if found[1] <= 0:
-            return None, f"{self._names[1]}: {found[1]:g} is not above 0"
-        return [self._signs[0] * found[0], self._signs[1] * math.log2(found[1])], ""
+            measured.append(float(value))
+        if measured[1] <= 0:
+            return None, f"{self._names[1]}: {measured[1]:g} is not above 0"
+        return [self._signs[0] * measured[0], self._signs[1] * math.log2(measured[1])], ""
 
     def _adopt(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take note of a trial that Tune knows and this searcher does not.
@@ -210,8 +184,9 @@ class LayoutSearcher(Searcher):
         except (LayoutError, SpaceError):
             logger.warning("Trial %s is not one of LayoutSearcher's; its result is not used.", trial_id)
             return
-        self._seen.add(layout.key)
-        self._study.add_trial(
+        self._numbers[trial_id] = len(self._trials.trials())
+        self._asker.note(layout.key)
+        self.study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
                 params=params,
@@ -219,19 +194,26 @@ class LayoutSearcher(Searcher):
                 user_attrs={"key": layout.key, "tune_trial": trial_id},
             )
         )
-        self._numbers[trial_id] = len(self._study.get_trials(deepcopy=False)) - 1
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state of the search, whole or not at all; Tune does it by itself."""
-        write_atomic(Path(os.fspath(checkpoint_path)), pickle.dumps({name: getattr(self, name) for name in _STATE}))
+        state = {"trials": self._trials, "todo": self._asker.todo}
+        write_atomic(Path(os.fspath(checkpoint_path)), pickle.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from a state that `save` wrote; `tune.Tuner.restore` does it by itself.
 
         Trials that were under way keep their layouts: Tune runs them again under their names.
+
+        Raises:
+            ValueError: for a state that another version of mvsearch wrote.
         """
         with open(checkpoint_path, "rb") as file:
-            self.__dict__.update(pickle.load(file))
+            state = pickle.load(file)
+        if missing := [name for name in ("trials", "todo") if name not in state]:
+            raise ValueError(f"{checkpoint_path}: written by another version of mvsearch, as it lacks {missing[0]}")
+        self._use(state["trials"])
+        self._asker.todo = state["todo"]
 
     def _point(self, i: int, point: HybridLayout | Mapping[str, Any]) -> HybridLayout:
         try:

@@ -4,8 +4,9 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
-from test_replay import made_up
+from test_replay import replaying
 from test_search import search_in
 from test_status import study_in
 
@@ -26,10 +27,7 @@ RUNGS = (*FULL, "fidelity={eta: 3, rungs: 3}")
 
 
 def replayed(path, *overrides, devices=3, view=None):
-    search = search_in(path, *overrides, brief=True, view=view)
-    search.pool = ReplayPool(made_up(search.space), devices=devices)
-    search._effort._workers = devices
-    return search
+    return search_in(path, *overrides, brief=True, view=view, pool=replaying(devices))
 
 
 def hours(search):
@@ -75,7 +73,7 @@ def test_the_gain_is_that_of_the_last_layouts_to_end(tmp_path, order):
     search = replayed(tmp_path, *FULL, "search.trials=20")
     search.run()
     records = [record for record in search.records() if record.state == COMPLETE]
-    areas = [step.hypervolume for step in hypervolume_history(records, search._standing.reference(), "nll")]
+    areas = [step.hypervolume for step in hypervolume_history(records, search.observed.standing.reference(), "nll")]
     standing = RunningFront("nll", 10, 5)
     for record in sorted(records, key=lambda record: order * record.ended)[: 19 if order == 1 else 20]:
         standing.update(record)
@@ -153,19 +151,17 @@ class Elsewhere(ReplayPool):
 
 @pytest.mark.parametrize(("takes", "ahead"), [(0.0, False), (1e6, True)])
 def test_a_slow_ask_is_made_while_the_workers_are_busy(tmp_path, monkeypatch, takes, ahead):
-    search = search_in(tmp_path, *FULL, "search.trials=12", brief=True)
-    search.pool = Elsewhere(made_up(search.space), devices=2)
     clock = iter(float(takes * number) for number in range(10**6))
     monkeypatch.setattr("mvsearch.driver.search.time.perf_counter", lambda: next(clock))
     waiting = []
-    update = View.update
 
     class Watching(View):
         def update(self, state):
-            waiting.append((search.pool.idle(), len(search._active)))
-            update(self, state)
+            under_way = len(search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+            waiting.append((search.pool.idle(), under_way))
 
-    search.view = Watching()
+    pool = replaying(2, make=Elsewhere)
+    search = search_in(tmp_path, *FULL, "search.trials=12", brief=True, view=Watching(), pool=pool)
     outcome = search.run()
     assert outcome.complete == 12
     assert any(active == 3 for idle, active in waiting if not idle) is ahead

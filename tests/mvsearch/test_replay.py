@@ -21,6 +21,11 @@ def made_up(space, **more):
     return MakeReplayWorker(synthetic=Synthetic(classes=10, reference_cost=reference, epochs=9, **more))
 
 
+def replaying(devices, make=ReplayPool, **more):
+    """Makes a pool of made-up values for a space."""
+    return lambda space: make(made_up(space, **more), devices=devices)
+
+
 def test_a_recorded_study_is_replayed_to_the_same_trials_and_nothing_is_done(tmp_path):
     settings = ("search.sampler=random", "proxy.epochs=9")
     first = search_in(tmp_path, *settings)
@@ -46,8 +51,8 @@ def test_days_on_many_devices_take_seconds_and_devices_share_the_time(tmp_path):
     for devices in (1, 4):
         path = tmp_path / str(devices)
         path.mkdir()
-        search = search_in(path, "search.sampler=random", "proxy.epochs=9", brief=True)
-        search.pool = ReplayPool(made_up(search.space, rate=1e5), devices=devices)
+        pool = replaying(devices, rate=1e5)
+        search = search_in(path, "search.sampler=random", "proxy.epochs=9", brief=True, pool=pool)
         began = time.monotonic()
         outcome = search.run()
         assert time.monotonic() - began < 30
@@ -59,9 +64,11 @@ def test_days_on_many_devices_take_seconds_and_devices_share_the_time(tmp_path):
 
 
 def test_jobs_end_in_the_order_of_their_lengths(tmp_path):
-    search = search_in(tmp_path)
-    pool = search.pool = ReplayPool(made_up(search.space), devices=2)
-    search._fill()
+    from test_pools import job
+
+    pool = replaying(2)(search_in(tmp_path).space)
+    for number in range(2):
+        pool.submit(job(number, cost={"macs": 10**6 * (1 + number), "params": 10**4}))
     assert all(isinstance(event, Started) for event in pool.events(0.0))
     moments = []
     while events := list(pool.events(0.0)):
@@ -73,8 +80,7 @@ def test_jobs_end_in_the_order_of_their_lengths(tmp_path):
 
 
 def test_the_values_of_a_layout_are_its_own_and_fall_along_the_epochs(tmp_path):
-    search = search_in(tmp_path, *RUNGS, "search.trials=10", brief=True)
-    search.pool = ReplayPool(made_up(search.space), devices=1)
+    search = search_in(tmp_path, *RUNGS, "search.trials=10", brief=True, pool=replaying(1))
     search.run()
     complete = [record for record in search.records() if record.state == COMPLETE]
     assert all(record.rungs[0].nlls > record.rungs[1].nlls > record.rungs[2].nlls for record in complete)

@@ -14,12 +14,11 @@ from fakes import MakeFakeWorker, checkpoint
 from optuna.trial import TrialState
 from rich.console import Console
 from test_proxy import LAYOUT, settings, stripes
-from test_replay import made_up
+from test_replay import replaying
 from test_search import StopAfter, drive, kill_twenty_times, search_in, told, trials_of
 
 from mambavision.layout import HybridLayout
 from mvsearch.config.sections import TimingConfig
-from mvsearch.driver.search import _trailing_refusals
 from mvsearch.driver.stop import Interrupted
 from mvsearch.driver.view import View
 from mvsearch.evaluate.make_worker import MakeWorker
@@ -107,16 +106,14 @@ class Watched(ReplayPool):
     search = None
 
     def events(self, timeout):
-        search = self.search
-        wanted = search.config.search.trials
-        if self.idle() and search._told + search._on_the_last_rung() < wanted and not search.exhausted:
+        if self.idle() and self.search.wants_more() and not self.search.exhausted:
             self.idled.append(self.now())
         yield from super().events(timeout)
 
 
 def test_no_device_is_idle_while_something_can_run(tmp_path):
-    search = search_in(tmp_path, *RUNGS, "search.trials=12", brief=True)
-    pool = search.pool = Watched(made_up(search.space), devices=5)
+    search = search_in(tmp_path, *RUNGS, "search.trials=12", brief=True, pool=replaying(5, make=Watched))
+    pool = search.pool
     pool.search, pool.idled = search, []
     outcome = search.run()
     assert pool.idled == []
@@ -154,9 +151,10 @@ def test_in_a_space_that_is_used_up_those_that_wait_go_on_and_the_search_ends(tm
     assert not search.folder.checkpoints.exists(), "nothing can go on"
     assert outcome.complete + outcome.waiting == search.space.count() == 14
     assert outcome.complete > 9
+    ladder = search.observed.ladder
     for record in of(search.records(), WAITING):  # only what is worse than the hand-made ones
         rung = len(record.rungs) - 1
-        assert record.rungs[rung].quality("nll") < search.ladder.halving.floor(list(search.ladder.runs.values()), rung)
+        assert record.rungs[rung].quality("nll") < ladder.halving.floor(list(ladder.runs.values()), rung)
 
 
 def test_what_can_still_go_on_in_a_space_that_is_used_up_is_kept_for_more_trials(tmp_path):
@@ -217,7 +215,7 @@ def test_a_missing_checkpoint_costs_the_rung_again_and_that_is_said(whole, tmp_p
     shutil.rmtree(search.folder.checkpoints)
     search.folder.checkpoints.mkdir()
     for key in at_three:  # the one before the last is still there
-        layout = HybridLayout.from_dict(search._records[key].layout)
+        layout = HybridLayout.from_dict(search.observed.records[key].layout)
         (search.folder.checkpoints / f"{key}.seed0.epoch1.pt").write_bytes(checkpoint(layout, 0, 1))
     view = Notices()
     again = search_in(tmp_path, *RUNGS, view=view)
@@ -264,8 +262,7 @@ def test_killed_at_any_20_moments_nothing_is_lost_or_done_twice(tmp_path):
 
 
 def test_the_time_limit_ends_promotions_too_and_what_waits_is_kept(tmp_path):
-    search = search_in(tmp_path, *RUNGS, "search.hours=0.3", "search.trials=50", brief=True)
-    search.pool = ReplayPool(made_up(search.space), devices=3)
+    search = search_in(tmp_path, *RUNGS, "search.hours=0.3", "search.trials=50", brief=True, pool=replaying(3))
     outcome = search.run()
     assert 5 < outcome.complete < 40
     assert 0.3 * 3600 < search.pool.now() < 0.3 * 3600 + 120
@@ -297,16 +294,8 @@ def test_a_layout_that_waits_is_not_begun_again_after_a_resume(tmp_path):
     assert len(first) == len(set(first)) == sum(not record.baseline for record in again.records())
 
 
-def test_a_layout_that_leaves_a_rung_is_no_refusal(whole):
-    trials = trials_of(whole)
-    left = next(number for number, trial in enumerate(trials) if "epoch" in trial.user_attrs)
-    assert trials[left].state == TrialState.PRUNED
-    assert _trailing_refusals(trials[: left + 1]) == 0
-
-
 def test_nothing_is_begun_that_could_not_be_trained_in_full(tmp_path):
-    search = search_in(tmp_path, *RUNGS, "search.trials=5", brief=True)
-    search.pool = ReplayPool(made_up(search.space), devices=8)
+    search = search_in(tmp_path, *RUNGS, "search.trials=5", brief=True, pool=replaying(8))
     assert search.run().complete == len(search.records()) == 5, "the hand-made ones under way are all that is wanted"
 
 

@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 
 
 def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, brief=False, repair=False):
+    """A search that is about to run; `pool` may be a function that makes it, given the space."""
     config = load_config("stagewise", ["search.trials=14", "search.sampler=tpe", *overrides])
     space = SearchSpace(config, num_classes=10, in_chans=1)
     folder = StudyFolder(path / config.name)
@@ -42,7 +43,7 @@ def search_in(path, *overrides, make=None, timings=None, view=None, pool=None, b
     for file in (folder.ledger, folder.journal) if repair else ():
         repair_tail(file)
     folder.begin(config.resolved_yaml())
-    pool = pool or InlinePool(make or MakeFakeWorker(), None)
+    pool = pool(space) if callable(pool) else pool or InlinePool(make or MakeFakeWorker(), None)
     study = brief_optuna_study(folder) if brief else None
     if config.storage:
         study = open_optuna_study(folder, connect(config.storage))
@@ -158,8 +159,7 @@ def test_a_lost_process_is_tried_twice(tmp_path):
         path = tmp_path / str(times)
         path.mkdir()
         losing = {0}
-        search = search_in(path)
-        search.pool = Losing(MakeFakeWorker(), None)
+        search = search_in(path, pool=Losing(MakeFakeWorker(), None))
         outcome = search.run()
         assert (outcome.complete, outcome.failed) == (14 - failed, failed)
         if failed:
@@ -351,9 +351,9 @@ def test_a_lost_machine_is_no_fault_of_the_layouts_but_not_for_ever(tmp_path, ti
 
 
 def test_when_no_worker_is_left_the_search_ends_and_can_go_on(tmp_path):
-    search = search_in(tmp_path, "search.trials=8", brief=True)
-    key = search.space.baselines()["first half"].key
-    search.pool = InlinePool(MakeFakeWorker(faults=((key, "break the device"),)), None)
+    key = SearchSpace(load_config("stagewise"), num_classes=10, in_chans=1).baselines()["first half"].key
+    make = MakeFakeWorker(faults=((key, "break the device"),))
+    search = search_in(tmp_path, "search.trials=8", brief=True, make=make)
     with pytest.raises(PoolFailed, match=r"device-side assert.*Everything measured so far is kept"):
         search.run()
     assert not search.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))

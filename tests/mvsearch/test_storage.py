@@ -21,10 +21,13 @@ from test_search import StopAfter, search_in, told, trials_of
 from typer.testing import CliRunner
 
 from mvsearch import cli
+from mvsearch.config.reading import load_config
+from mvsearch.driver.asking import LayoutAsker
 from mvsearch.driver.stop import Interrupted
 from mvsearch.driver.trials import StoredTrials, connect, open_optuna_study
 from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.pool import PoolFailed
+from mvsearch.space.space import SearchSpace
 from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder
 
@@ -196,7 +199,8 @@ def test_a_trial_enqueued_from_outside_is_asked_for_again_after_a_kill(tmp_path)
     params = study.get_trials()[-1].params
     wanted = {**params, "width": next(w for w in (12, 16, 20, 24) if w != params["width"])}
     study.enqueue_trial(wanted)
-    assert search_in(tmp_path, *settings)._begin_trial()  # and nobody tells it
+    space = SearchSpace(load_config("stagewise", settings), num_classes=10, in_chans=1)
+    assert LayoutAsker(space, StoredTrials(study), seed=0).ask()  # and nobody tells it
     again = search_in(tmp_path, *settings)
     again.run()
     assert again.space.decode(wanted).key in {record.key for record in again.records()}

@@ -1,6 +1,7 @@
 """The Ray Tune searcher: what it proposes, what it tells, and a real `Tuner.fit` and `Tuner.restore`."""
 
 import math
+import pickle
 import random
 import signal
 import subprocess
@@ -138,6 +139,12 @@ def test_a_saved_search_goes_on_without_lost_or_doubled_trials(tmp_path, sampler
     assert len(set(keys)) == len(keys)
     assert keys[:5] == [layout.key for layout in searcher.space.baselines().values()]
     assert len(restored.study.get_trials(states=(TrialState.COMPLETE,))) == len(keys)
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    (tmp_path / "state.pkl").write_bytes(pickle.dumps({"_study": None, "_numbers": {}}))
+    with pytest.raises(ValueError, match="written by another version of mvsearch, as it lacks trials"):
+        searcher_of().restore(str(tmp_path / "state.pkl"))
 
 
 def test_a_trial_that_only_tune_knows_is_taken_note_of():

@@ -142,7 +142,7 @@ def test_the_state_shows_how_much_is_to_do_with_what_was_taken_over(studies):
 def test_trainings_stand_where_only_the_timing_differs(studies, override, machine, why):
     log = studies / "jobs"
     search = warm_search(studies, "new", "warm_start=old", override, make=MakeFakeWorker(log=log), **machine)
-    taken = {first.layout.key for first in search.plan.firsts}
+    taken = {first.layout.key for first in search.plan.layouts}
     assert taken
     assert f"{len(taken)} taken over with their trainings and timed again, because {why}" in search.plan.notices[0]
     assert search.run().complete == 8 + len(taken)
@@ -203,7 +203,7 @@ def test_the_best_are_asked_for_front_first(studies, finished):
     def asked(layouts):
         settings = (f"warm_start={{study: old, layouts: {layouts}}}", "proxy.epochs=3")
         search = warm_search(studies, f"best{layouts}", *settings)
-        return [f.layout.key for f in search.plan.firsts if not by_key(finished)[f.layout.key].baseline]
+        return [f.layout.key for f in search.plan.layouts if not by_key(finished)[f.layout.key].baseline]
 
     assert asked(1) == front[:1]
     assert asked(2) == [front[0], front[-1]]
@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_named_and_left_out(studies, finished):
     search = warm_search(
         studies, "new", "warm_start=old", "layout.stages.1.depth=[2, 3]", "budgets.params.max=150000", "layout.width=16"
     )
-    fit = {first.layout.key for first in search.plan.firsts}
+    fit = {first.layout.key for first in search.plan.layouts}
     assert fit
     assert fit == {
         record.key
@@ -327,7 +327,7 @@ def check_nothing_is_lost_or_doubled(studies, whole):
         (line.key, line.warm_start, line.what) for line in whole.ledger.evaluations
     }
     labels = [t.user_attrs["warm_start"] for t in trials_of(again) if t.values and "warm_start" in t.user_attrs]
-    assert sorted(labels) == sorted(first.label for first in whole.plan.firsts)
+    assert sorted(labels) == sorted(first.label for first in whole.plan.layouts)
 
 
 @pytest.fixture
@@ -409,7 +409,7 @@ def test_known_models_keep_their_order_at_the_nearest_depth_width_and_state(tmp_
     search = warm_search(
         tmp_path, "new", "warm_start={known: [mambavision_t, mambavision_s]}", "search.trials=7", *WIDE
     )
-    (first,) = search.plan.firsts
+    (first,) = search.plan.layouts
     assert [stage.blocks for stage in first.layout.stages] == ["C", "MMMMAAA", "MA"], "of 7 blocks the larger part is M"
     assert (first.layout.stages[0].dim, first.layout.stages[1].state) == (24, 8)
     assert search.plan.notices == (
