@@ -253,11 +253,11 @@ def insight(
 
         tables.print_insight(console(), read_findings(folder), f"mvsearch report {folder.argument}")
         return
-    from mvsearch.analysis.insight import Insight
+    from mvsearch.analysis.findings import Findings
     from mvsearch.report.insight_words import insight_table
     from mvsearch.study.data import load_study
 
-    table = insight_table(Insight(load_study(folder)))
+    table = insight_table(Findings(load_study(folder)).insight)
     typer.echo(
         table.to_csv(index=False) if format is Format.csv else table.to_json(orient="records", indent=2), nl=False
     )

@@ -13,9 +13,8 @@ from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
 from mvsearch.analysis.calibration import Calibration
 from mvsearch.analysis.confirmation import Confirmation
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import device_hours, picks
 from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison
-from mvsearch.analysis.noise import DOMINATED, quality_se, study_noise
+from mvsearch.analysis.noise import DOMINATED, quality_se
 from mvsearch.report.insight_words import (
     FACTOR_NAMES,
     MATCH_NAMES,
@@ -28,7 +27,6 @@ from mvsearch.report.insight_words import (
 from mvsearch.report.strip import hover_strip
 from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
 from mvsearch.study.data import StudyData
-from mvsearch.study.front import hypervolume_history
 from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def page_figures(findings: Findings) -> dict[str, Figure]:
         if not one.known:
             continue  # a sentence says it
         made[ratio_name(one)] = ratio_figure(study, [one])
-    made["hypervolume"] = hypervolume_figure(study)
+    made["hypervolume"] = hypervolume_figure(findings)
     if findings.calibration and findings.calibration.verdict:
         made["calibration"] = calibration_figure(findings.calibration)
     if findings.confirmation and findings.confirmation.layouts:
@@ -116,7 +114,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     """The front with quality on the vertical axis and throughput, logarithmic, on the other.
 
     Args:
-        study: at least one complete layout.
+        findings: of a study with at least one complete layout.
         axis: ``"top1"`` or ``"nll"`` on the vertical axis. Which layouts are members does not depend on it.
     """
     study = findings.study
@@ -125,7 +123,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     front = study.front
     members = {record.key for record in front}
     rest = [r for r in study.complete if r.key not in members and not r.baseline]
-    noise = study_noise(study, axis)
+    noise = findings.noise_of(axis)
     figure = go.Figure(layout=base_layout(front_title(study), height=540))
     # Two lines, because a title that stands alone cannot wrap.
     title = html.escape(front_title(study)).replace("; on a CPU", ";<br>on a CPU")
@@ -187,7 +185,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     low, high = _padded(min(values), max(values), 0.08)
     left, right = _stretched(min(ratios), max(ratios))
     bottom, top = (high, low) if axis == "nll" else (low, high)
-    _label_points(figure, study, y, (left, right, bottom, top))
+    _label_points(figure, findings, y, (left, right, bottom, top))
     ticks, labels = _ratio_ticks(left, right, reference_speed(study))
     batch = study.setting("timing", "batch_size", default="unknown")
     figure.update_xaxes(
@@ -243,15 +241,14 @@ def ratio_figure(study: StudyData, comparisons: Sequence[FactorComparison]) -> F
     return figure
 
 
-def hypervolume_figure(study: StudyData) -> Figure:
+def hypervolume_figure(findings: Findings) -> Figure:
     """Hypervolume over device-hours, as a multiple of the hand-made layouts' (else in its own unit)."""
     import plotly.graph_objects as go
 
-    steps = hypervolume_history(study.records, study.reference_point, study.measure)
-    hours = device_hours(study)
+    study, steps = findings.study, findings.hypervolume_steps
     ends = {record.number: record.ended for record in study.complete}
     relative = bool(steps) and steps[-1].multiple is not None
-    spent = [hours(ends[step.number] or 0.0) for step in steps]
+    spent = [findings.device_hours(ends[step.number] or 0.0) for step in steps]
     figure = go.Figure(layout=base_layout("Hypervolume over device-hours", height=320))
     figure.add_scatter(
         x=spent if any(spent) else [step.complete for step in steps],
@@ -519,14 +516,15 @@ def _ratio_ticks(left: float, right: float, speed: float | None, most: int = 8) 
     return inside, names
 
 
-def _label_points(figure: Figure, study: StudyData, y: Callable[[TrialRecord], float | None], box: _Box) -> None:
+def _label_points(figure: Figure, findings: Findings, y: Callable[[TrialRecord], float | None], box: _Box) -> None:
     """Name the hand-made layouts and the picks beside their points, each where it hides least (greedy)."""
+    study = findings.study
     left, right, bottom, top = box
     names: dict[str, list[str]] = {}
     records = {record.key: record for record in study.complete}
     for record in study.baselines:
         names.setdefault(record.key, []).append(html.escape(record.baseline or ""))
-    for which, record in picks(study).items():
+    for which, record in findings.picks.items():
         names.setdefault(record.key, []).append(f"<b>{which.replace('-', ' ')}</b>")
     width, tall = 900.0, 400.0  # pixels of the plot on a wide page; a narrow one shifts the names a little
 

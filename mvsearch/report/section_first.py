@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from mvsearch.analysis.calibration import RED
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import gains, margin, named_baseline, picks, validation_images
-from mvsearch.analysis.noise import pooled_se
 from mvsearch.report.parts import (
     apart_words,
     baseline_name,
@@ -57,7 +55,7 @@ def first_screen(findings: Findings) -> str:
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _NAV)
     parts.append(f'<nav aria-label="Sections">{links}</nav>')
     chosen: dict[str, list[str]] = {}
-    for which, record in picks(study).items():
+    for which, record in findings.picks.items():
         chosen.setdefault(record.key, []).append(which)
     records = {record.key: record for record in front}
     widest = max(stage["dim"] for record in front for stage in record.layout["stages"])
@@ -166,8 +164,8 @@ def _card(findings: Findings, record: TrialRecord, which: Sequence[str], widest:
 def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
     """Against the hand-made layouts: the named one, the best at its speed or faster, the fastest at its quality."""
     study = findings.study
-    baselines, named = study.baselines, named_baseline(study)
-    if not baselines or named is None:
+    named = findings.named_baseline
+    if named is None:
         return ["No hand-made layout is complete, so there is nothing to compare it with."]
     if record.baseline and record.key == named.key:
         return [f"This is the hand-made layout {baseline_name(record)} itself: the search found none better here."]
@@ -179,7 +177,7 @@ def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
     if record.baseline:
         sentences.append(f"It is itself hand-made, {baseline_name(record)}: the search found none better here.")
         return sentences
-    found = margin(record, baselines, study.measure)
+    found = findings.margin(record)
     if found.at_speed and found.at_speed.key != named.key:
         gain = difference_words(study, findings.difference(record, found.at_speed))
         sentences.append(
@@ -197,11 +195,10 @@ def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
 
 def _gained(findings: Findings) -> str:
     study = findings.study
-    found = gains(study)
-    if not found:
+    if not findings.gains:
         return ""
     rows, interval = [], ""
-    for gain in found:
+    for gain in findings.gains:
         base = gain.baseline
         kept = "stays on the front"
         against = findings.difference(gain.better, base)
@@ -239,7 +236,7 @@ def _replacement(record: TrialRecord, gain: str) -> str:
 def _how_sure(findings: Findings) -> list[str]:
     study = findings.study
     sentences = []
-    images = validation_images(study)
+    images = findings.validation_images
     if study.seeds <= 1:
         known = "" if findings.noise is None else " in the search"
         sentences.append(
@@ -250,7 +247,7 @@ def _how_sure(findings: Findings) -> list[str]:
             "confirm say how far a value moves with its seed. Error bars are that noise, pooled over layouts."
         )
     else:
-        se = pooled_se(study.complete, study.measure)
+        se = findings.pooled_se
         amount = "an unknown amount" if se is None else apart_words(study, se)
         sentences.append(
             f"Each value is the mean of n = {study.seeds} seeds; error bars are one standard error. Two layouts "

@@ -8,12 +8,11 @@ from mvsearch.analysis.calibration import Calibration
 from mvsearch.analysis.confirmation import Confirmation, Hypervolumes
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.noise import DOMINATED, ON_FRONT, UNDECIDED
+from mvsearch.analysis.rows import confirmed_rows, undominated_rows
 from mvsearch.report.parts import nll_words, plot, table
 from mvsearch.report.sentences import calibration_words, confirmation_words
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import factor, fixed, percent, plural, scaled, with_error
-from mvsearch.study.data import StudyData
-from mvsearch.study.front import families
 
 _STANDINGS = {
     ON_FRONT: "on the front beyond noise",
@@ -39,19 +38,19 @@ def trust_section(findings: Findings) -> str:
             f"<code>mvsearch calibrate {name}</code> trains some layouts longer and says.</p>"
         )
     else:
-        parts.append(_calibration(study, calibration))
+        parts.append(_calibration(calibration))
     if confirmation is None:
         parts.append(
             "<p><b>Not confirmed.</b> The front is known only by the values it was chosen by: "
             f"<code>mvsearch confirm {name}</code> trains it again with fresh seeds and looks at the test split.</p>"
         )
     else:
-        parts.append(_confirmation(study, confirmation))
-    parts.append(_indistinguishable(findings))
+        parts.append(_confirmation(findings, confirmation))
+    parts.append(_undominated(findings))
     return "".join(parts)
 
 
-def _calibration(study: StudyData, found: Calibration) -> str:
+def _calibration(found: Calibration) -> str:
     title = f"Calibration: {found.verdict}" if found.verdict else "Calibration says nothing yet"
     said = " ".join(html.escape(sentence) for sentence in calibration_words(found))
     text = f'<p><b class="{found.verdict or ""}">{title}.</b> {said}</p>'
@@ -66,7 +65,7 @@ def _calibration(study: StudyData, found: Calibration) -> str:
     return text + plot("calibration", caption, "Long training against the proxy")
 
 
-def _confirmation(study: StudyData, found: Confirmation) -> str:
+def _confirmation(findings: Findings, found: Confirmation) -> str:
     if not found.layouts:
         return "<p><b>Confirmation has begun</b>, and no layout has been trained with every seed yet.</p>"
     said = " ".join(html.escape(sentence) for sentence in confirmation_words(found))
@@ -89,21 +88,18 @@ def _confirmation(study: StudyData, found: Confirmation) -> str:
             "show the latter. The rest is how the two splits differ.</p>"
         )
     rows = []
-    for one in found.layouts:
-        record, tags = one.record, []
-        if one.on_front:
+    for row in confirmed_rows(findings):
+        record, tags = row.record, []
+        if row.on_front:
             tags.append('<span class="tag on">front</span>')
         if record.baseline:
             tags.append(f'<span class="tag">{html.escape(record.baseline)}</span>')
-        sd = one.test.top1_sd
-        test = f"{100 * one.test.top1:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") + " %"
-        judged = _STANDINGS[one.standing.verdict] if one.standing else ""
+        judged = _STANDINGS[row.verdict] if row.verdict else ""
         rows.append(
             f'<tr><td class="n">{record.number}</td><td>{html_strip(record.layout, numbers=False)}</td><td>'
             f'{" ".join(tags)}</td><td class="n">{factor(record.ratio)}</td><td class="n">{percent(record.top1)}</td>'
-            f'<td class="n">{percent(one.val.top1)}</td><td class="n">{test}</td><td '
-            f'class="n">{fixed(one.test.nll)}</td>'
-            f"<td>{judged}</td></tr>"
+            f'<td class="n">{percent(row.val_top1)}</td><td class="n">{with_error(row.test_top1, row.test_sd)}</td>'
+            f'<td class="n">{fixed(row.test_nll)}</td><td>{judged}</td></tr>'
         )
     heads = [
         ("Trial", True),
@@ -131,29 +127,24 @@ def _volume_row(name: str, volumes: Hypervolumes) -> str:
     return f'<tr><td>{name}</td>{cells}<td class="n">{percent(volumes.optimism)}</td></tr>'
 
 
-def _indistinguishable(findings: Findings) -> str:
+def _undominated(findings: Findings) -> str:
     """The front with what noise cannot tell from it, layouts of equal cost as one row."""
-    study = findings.study
-    judged = findings.standings
-    if not judged:
+    costs = undominated_rows(findings)
+    if not costs:
         return (
             "<p><b>Which layouts cannot be told apart from the front</b> is not known: no layout was trained with "
             "two seeds, "
             "so there is no noise to judge by.</p>"
         )
-    members = {record.key for record in study.front}
-    kept = [record for record in study.complete if judged[record.key].verdict != DOMINATED]
     rows = []
-    groups = sorted(families(kept, study.measure), key=lambda f: f.members[0].ratio or 0.0)
-    for family in groups:
-        best, others = family.members[0], family.members[1:]
-        on = sum(record.key in members for record in family.members)
-        orders = f"{plural(len(others), 'other order')}" if others else ""
+    for row in sorted(costs, key=lambda row: row.best.ratio or 0.0):
+        best = row.best
+        orders = plural(row.layouts - 1, "other order") if row.layouts > 1 else ""
         rows.append(
             f'<tr><td class="n">{best.number}</td><td>{html_strip(best.layout)}</td><td>{orders}</td>'
             f'<td class="n">{scaled(best.params)}</td><td class="n">{factor(best.ratio)}</td>'
             f'<td class="n">{with_error(best.top1, best.top1_se)}</td><td class="n">{nll_words(best)}</td>'
-            f"<td>{_ON_FRONT if on else ''}</td></tr>"
+            f"<td>{_ON_FRONT if row.on_front else ''}</td></tr>"
         )
     heads = [
         ("Trial", True),
@@ -165,9 +156,10 @@ def _indistinguishable(findings: Findings) -> str:
         ("NLL", True),
         ("", False),
     ]
-    extra = len(kept) - len(members & {record.key for record in kept})
+    kept = sum(row.layouts for row in costs)
+    extra = kept - sum(row.on_front for row in costs)
     return (
-        f"<details><summary>{plural(len(kept), 'layout')} cannot be told apart from the front "
+        f"<details><summary>{plural(kept, 'layout')} cannot be told apart from the front "
         f'<span class="note">({extra} beside its members)</span></summary><p class="note">Judged by the noise between '
         "seeds, two-sided at 5 % over all layouts (Bonferroni). Layouts of equal cost (the same blocks in another "
         "order) "

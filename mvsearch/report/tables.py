@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 from mvsearch.analysis.facts import stage_facts
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import margin
-from mvsearch.study.data import StudyData
 from mvsearch.study.files import write_atomic
 from mvsearch.study.front import front_records
 from mvsearch.study.record import TIME, TrialRecord
@@ -112,7 +110,9 @@ def front_table(findings: Findings) -> pd.DataFrame:
     left_out = {"state", "on_front", "windows", "reference_windows", "reason", "layout", "started", "ended"}
     left_out |= {"rung_nll", "rung_top1"}
     table = trials.loc[[record.key for record in front], [c for c in trials.columns if c not in left_out]].copy()
-    margins = pd.DataFrame([_margin_row(study, record) for record in front], columns=list(_MARGIN), index=table.index)
+    margins = pd.DataFrame(
+        [_margin_row(findings, record) for record in front], columns=list(_MARGIN), index=table.index
+    )
     table = table.join(margins)
     rows = [_sureness_row(findings, record) for record in front]
     sure = pd.DataFrame(rows, columns=list(_SURENESS), index=table.index)
@@ -124,8 +124,8 @@ def front_table(findings: Findings) -> pd.DataFrame:
 _MARGIN = ("top1_gain", "nll_gain", "gain_over", "speed_gain", "speed_gain_over")
 
 
-def _margin_row(study: StudyData, record: TrialRecord) -> dict[str, float | str | None]:
-    found = margin(record, study.baselines, study.measure)
+def _margin_row(findings: Findings, record: TrialRecord) -> dict[str, float | str | None]:
+    found = findings.margin(record)
     row: dict[str, float | str | None] = dict.fromkeys(_MARGIN)
     if found.at_speed is not None:
         row["top1_gain"] = _minus(record.top1, found.at_speed.top1)
