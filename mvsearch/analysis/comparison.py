@@ -18,7 +18,15 @@ from mambavision.words import plural
 from mvsearch.analysis.gains import device_hours
 from mvsearch.study.data import StudyData
 from mvsearch.study.files import StudyError
-from mvsearch.study.front import Point, front_records, hypervolume, pareto_front, point_of
+from mvsearch.study.front import (
+    HypervolumeStep,
+    Point,
+    front_records,
+    hypervolume,
+    hypervolume_history,
+    pareto_front,
+    point_of,
+)
 from mvsearch.study.record import TrialRecord
 
 _FREE = {"proxy": ("root", "seeds"), "timing": ()}
@@ -103,6 +111,10 @@ class Comparison:
         """Of some layouts, above `reference_point`."""
         points = [point for record in records if (point := point_of(record, self.measure))]
         return hypervolume(points, self.reference_point)
+
+    def hypervolume_steps(self, study: StudyData) -> list[HypervolumeStep]:
+        """Hypervolume of one study above `reference_point` after each complete layout, in the order they ended."""
+        return hypervolume_history(study.records, self.reference_point, self.measure)
 
     @cached_property
     def baselines(self) -> float:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -133,6 +133,14 @@ class NamedPattern:
     record: TrialRecord | None
 
 
+def by_factor(comparisons: Iterable[FactorComparison]) -> dict[tuple[int, str], list[FactorComparison]]:
+    """Comparisons by stage (0 for the width) and factor, in the order given."""
+    groups: dict[tuple[int, str], list[FactorComparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison.stage, comparison.factor), []).append(comparison)
+    return groups
+
+
 def share_bin(share: float) -> str:
     """The kind of an attention share from 0 to 1, one of `SHARES`."""
     if share in (0, 1):
@@ -163,12 +171,21 @@ class Insight:
         found = []
         for stage in self.stages:
             for factor in ("share", "placement", "state"):
-                if len(set(self._kinds(stage, factor, quality)[1])) > 1:
+                if len(self.kinds(stage, factor)) > 1:
                     for outcome, matched in ((quality, "params"), (quality, "throughput"), ("throughput", "params")):
                         found.append(self.compare(stage, factor, outcome, matched))
-        if len(set(self._kinds(0, "width", quality)[1])) > 1:
+        if len(self.kinds(0, "width")) > 1:
             found += [self.compare(0, "width", outcome, "rest") for outcome in (quality, "throughput")]
         return found
+
+    @property
+    def intervals(self) -> int:
+        """How many effects of all comparisons have an interval."""
+        return sum(len(comparison.known) for comparison in self.comparisons)
+
+    def kinds(self, stage: int, factor: str) -> set[str]:
+        """The kinds of a factor that occur among the layouts compared, e.g. ``{"last", "mixed"}``."""
+        return set(self._kinds(stage, factor, self.study.measure)[1])
 
     def skill(self, outcome: str, matched: str) -> float | None:
         """Share of the variance of unseen layouts that a model explains (leave one out); None where there is none."""

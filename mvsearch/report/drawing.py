@@ -13,7 +13,7 @@ from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
 from mvsearch.analysis.calibration import Calibration
 from mvsearch.analysis.confirmation import Confirmation
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison
+from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison, by_factor
 from mvsearch.analysis.noise import DOMINATED, quality_se
 from mvsearch.report.insight_words import (
     FACTOR_NAMES,
@@ -212,9 +212,7 @@ def ratio_figure(study: StudyData, comparisons: Sequence[FactorComparison]) -> F
     """
     from plotly.subplots import make_subplots
 
-    rows: dict[tuple[int, str], list[FactorComparison]] = {}
-    for one in comparisons:
-        rows.setdefault((one.stage, one.factor), []).append(one)
+    rows = by_factor(comparisons)
     alone = len(comparisons) == 1
     columns = max(len(row) for row in rows.values())
     heights = [len(row[0].effects) for row in rows.values()]

@@ -177,7 +177,7 @@ def unsupported(insight: Insight) -> list[str]:
         return ["No complete layout has a hybrid stage, so there is no ratio or placement to speak of."]
     for stage in insight.stages:
         for factor in ("share", "placement", "state"):
-            kinds = set(insight._kinds(stage, factor, study.measure)[1])
+            kinds = insight.kinds(stage, factor)
             if len(kinds) < 2:
                 only = f" ({kinds.pop()})" if kinds else ""
                 said.append(f"Stage {stage}: its {FACTOR_NAMES[factor]} was the same in every layout{only}.")

@@ -13,7 +13,6 @@ from mvsearch.report.parts import plot, table
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import duration, factor, fixed, listed, percent, plural
 from mvsearch.study.files import write_atomic
-from mvsearch.study.front import hypervolume_history
 from mvsearch.study.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -233,7 +232,7 @@ def _progress(comparison: Comparison) -> Figure:
 
     figure = go.Figure(layout=base_layout("Hypervolume over layouts", height=340))
     for at, study in enumerate(comparison.studies):
-        steps = hypervolume_history(study.records, comparison.reference_point, comparison.measure)
+        steps = comparison.hypervolume_steps(study)
         figure.add_scatter(
             x=[step.complete for step in steps],
             y=[step.hypervolume for step in steps],

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.insight import CALIPER, FactorComparison
+from mvsearch.analysis.insight import CALIPER, FactorComparison, by_factor
 from mvsearch.analysis.pairs import MIN_TRIALS
 from mvsearch.analysis.rows import pattern_rows
 from mvsearch.report import drawing
@@ -32,9 +32,6 @@ def insight_section(findings: Findings) -> str:
     study, insight = findings.study, findings.insight
     if not insight.stages:
         return ""
-    groups: dict[tuple[int, str], list[FactorComparison]] = {}
-    for one in insight.comparisons:
-        groups.setdefault((one.stage, one.factor), []).append(one)
     short = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in headlines(insight))
     parts = [
         '<h2 id="insight">Insight: what ratio, placement, state and width do</h2>',
@@ -46,7 +43,7 @@ def insight_section(findings: Findings) -> str:
         f"Blue where the interval leaves out the reference, grey where it does not. Kinds with fewer than "
         f"{MIN_TRIALS} layouts that can be compared say “{NOT_ENOUGH}”.</p>",
     ]
-    for (stage, by), own in groups.items():
+    for (stage, by), own in by_factor(insight.comparisons).items():
         name = FACTOR_NAMES[by]
         title = f"Stage {stage}: {name}" if stage else f"{name[0].upper()}{name[1:]}"
         parts.append(f"<h3>{title}, against {html.escape(own[0].reference)}</h3><ul>")
@@ -57,10 +54,10 @@ def insight_section(findings: Findings) -> str:
     parts.append(_importance(findings))
     cannot = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in unsupported(insight))
     parts.append(f"<h3>What this study does not support</h3><ul>{cannot}</ul>")
-    known = sum(len(one.known) for one in insight.comparisons)
-    if known:
+    if insight.intervals:
+        chance = math.ceil(insight.intervals / 20)
         parts.append(
-            f'<p class="note">{known} intervals at 95 %: about {math.ceil(known / 20)} would leave out the reference '
+            f'<p class="note">{insight.intervals} intervals at 95 %: about {chance} would leave out the reference '
             "by chance alone. The sampler chose these layouts, not a coin; a study launched with "
             "<code>--design placement</code> is balanced.</p>"
         )

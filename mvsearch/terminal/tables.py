@@ -348,7 +348,7 @@ def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, do
 def print_insight(out: Console, findings: Findings, following: str) -> None:
     """What a study says about ratio, placement, state and width, and what it does not."""
     study = findings.study
-    from mvsearch.analysis.insight import CALIPER
+    from mvsearch.analysis.insight import CALIPER, by_factor
     from mvsearch.report.insight_words import FACTOR_NAMES, OUTCOME_NAMES, effect_short, headlines, unsupported
 
     insight = findings.insight
@@ -358,9 +358,6 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
         f"are equal in everything else and whose costs differ by at most {percent(CALIPER, 0)}; m: from a model, where "
         "there are too few pairs; –: not enough trials to say; bold: the interval leaves out nought."
     )
-    groups: dict[tuple[int, str], list[Any]] = {}
-    for one in insight.comparisons:
-        groups.setdefault((one.stage, one.factor), []).append(one)
     heads = {
         ("nll", "params"): "NLL, equal params",
         ("top1", "params"): "top-1, equal params",
@@ -371,7 +368,7 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
         ("top1", "rest"): "top-1, all else equal",
         ("throughput", "rest"): "speed, all else equal",
     }
-    for (stage, by), own in groups.items():
+    for (stage, by), own in by_factor(insight.comparisons).items():
         title = f"Stage {stage}: {FACTOR_NAMES[by]}" if stage else FACTOR_NAMES[by].capitalize()
         table = Table(
             title=f"\n{title}, against {own[0].reference}",
@@ -405,14 +402,10 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
     out.print(Text("\nWhat this study does not support", style="bold"))
     for sentence in unsupported(insight):
         out.print(f"- {sentence}")
-    known = sum(len(one.known) for one in insight.comparisons)
-    if known:
-        chance = -(-known // 20)
-        out.print(
-            Text(
-                f"{known} intervals at 95 %: about {chance} would leave out the reference by chance alone.", style="dim"
-            )
-        )
+    if insight.intervals:
+        chance = -(-insight.intervals // 20)
+        text = f"{insight.intervals} intervals at 95 %: about {chance} would leave out the reference by chance alone."
+        out.print(Text(text, style="dim"))
     out.print(f"Next: {following}, and its section Insight")
 
 

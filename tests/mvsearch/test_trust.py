@@ -18,6 +18,7 @@ from mvsearch.analysis.calibration import calibration, rank_correlation, verdict
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.noise import SeedNoise, difference_noise, seed_noise, standings, study_noise
 from mvsearch.analysis.plans import choose_layouts, fresh_seeds, to_confirm
+from mvsearch.analysis.rows import confirmed_rows, undominated_rows
 from mvsearch.driver.repeat import RepeatOutcome
 from mvsearch.report.sentences import calibration_words, confirmation_words
 from mvsearch.study.front import Point, families, pareto_front
@@ -299,6 +300,42 @@ def test_layouts_of_equal_cost_are_one_family():
         assert nlls == sorted(nlls)
 
 
+# -- as rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_cost_is_one_row_of_what_cannot_be_told_apart_from_the_front():
+    findings = Findings(confirmed(sd=0.02))
+    study, standings = findings.study, findings.standings
+    rows = undominated_rows(findings)
+    kept = {record.key: record for record in study.complete if standings[record.key].verdict != "dominated"}
+    assert sum(row.layouts for row in rows) == len(kept) > len(study.front)
+    assert sum(row.on_front for row in rows) == len({record.key for record in study.front} & set(kept))
+    macs = [row.best.macs for row in rows]
+    assert macs == sorted(macs)
+    for row in rows:
+        same = [record for record in kept.values() if (record.params, record.macs) == (row.best.params, row.best.macs)]
+        assert len(same) == row.layouts
+        assert row.best.nll == min(record.nll for record in same)
+        assert (row.slowest, row.fastest) == (min(r.ratio for r in same), max(r.ratio for r in same))
+    assert undominated_rows(Findings(study_factory.study())) == (), "one seed each: nothing is known of the noise"
+
+
+def test_confirmed_layouts_are_rows_from_the_slowest_to_the_fastest():
+    findings = Findings(confirmed())
+    found, rows = findings.confirmation, confirmed_rows(findings)
+    assert [row.record.key for row in rows] == [layout.key for layout in found.layouts]
+    assert [row.record.ratio for row in rows] == sorted(row.record.ratio for row in rows)
+    assert [row.fastest for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert {row.gain for row in rows} - {None} == set(found.gains)
+    for row, layout in zip(rows, found.layouts, strict=True):
+        assert row.test_top1 == pytest.approx(statistics.fmean(layout.test.top1s))
+        assert row.test_sd == pytest.approx(statistics.stdev(layout.test.top1s))
+        assert row.test_nll == pytest.approx(statistics.fmean(layout.test.nlls))
+        assert row.verdict == layout.standing.verdict
+        assert row.gain is None or (row.on_front and row.gain.layout == row.record.key)
+    assert confirmed_rows(Findings(study_factory.study())) == ()
+
+
 # -- in words --------------------------------------------------------------------------------------------------------
 
 
@@ -369,9 +406,9 @@ def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
 
 
 def test_no_number_of_a_confirmation_is_cut_short_at_the_width_of_a_log():
-    found = Findings(confirmed()).confirmation
+    rows = confirmed_rows(Findings(confirmed()))
     out = Console(file=io.StringIO(), width=110)
-    out.print(confirmed_lines(found))
+    out.print(confirmed_lines(rows))
     text = out.file.getvalue()
     assert "…" not in text
-    assert all(f"{100 * one.record.top1:.1f}" in text for one in found.layouts)
+    assert all(f"{100 * row.record.top1:.1f}" in text for row in rows)
