@@ -35,7 +35,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mambavision.progress import Progress
+from mambavision.progress import TrainingProgress
 from mambavision.released import misfit
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -366,7 +366,7 @@ class Trainer:
             stack.enter_context(_generators_kept(self.device))
             if not self._started:
                 self._start()
-            out = Progress(self.progress, num_epochs, self._updates_in_epoch(), self.step)
+            out = TrainingProgress(self.progress, num_epochs, self._updates_in_epoch(), self.step)
             stack.enter_context(out)
             if self._epochs >= num_epochs:
                 out.line(f"all {num_epochs} epochs were done before")
@@ -391,7 +391,7 @@ class Trainer:
                 self._stop_if_asked()
         return {name: list(values) for name, values in self.metrics.items()}
 
-    def _train_epoch(self, epoch: int, out: Progress) -> None:
+    def _train_epoch(self, epoch: int, out: TrainingProgress) -> None:
         self.model.train()
         _reseed(self.seed, epoch, 0, self.train_loader)
         batches = iter(self.train_loader)

@@ -34,7 +34,7 @@ _BAND = 0.25
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Studies that differ in their seed (and size) alone.
 
     Attributes:
@@ -64,7 +64,7 @@ class Attainment:
 
 
 @dataclass(frozen=True)
-class Common:
+class SharedLayout:
     """A layout that several studies have trained.
 
     Attributes:
@@ -129,7 +129,7 @@ class Comparison:
         return [(owners[id(record)], record) for record in front_records(everything, self.measure)]
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[SeedGroup]:
         """Studies of one space, sampler and design, that is, seeds of the same search."""
         found: dict[str, list[int]] = {}
         for at, study in enumerate(self.studies):
@@ -137,11 +137,11 @@ class Comparison:
             same = {k: study.setting(k) for k in ("layout", "budgets", "fidelity")} | search
             found.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(at)
         return [
-            Group(self.names[own[0]] + (f" and {len(own) - 1} more" if len(own) > 1 else ""), tuple(own))
+            SeedGroup(self.names[own[0]] + (f" and {len(own) - 1} more" if len(own) > 1 else ""), tuple(own))
             for own in found.values()
         ]
 
-    def attainment(self, group: Group) -> Attainment:
+    def attainment(self, group: SeedGroup) -> Attainment:
         """The attainment surfaces of a group (the empirical attainment function, cut at its quantiles)."""
         fronts = [
             pareto_front(p for r in self.studies[at].complete if (p := point_of(r, self.measure)))
@@ -159,13 +159,13 @@ class Comparison:
         )
 
     @cached_property
-    def common(self) -> list[Common]:
+    def common(self) -> list[SharedLayout]:
         """Layouts complete in two studies or more, best first."""
         found: dict[str, dict[int, TrialRecord]] = {}
         for at, study in enumerate(self.studies):
             for record in study.complete:
                 found.setdefault(record.key, {})[at] = record
-        shared = [Common(key, records) for key, records in found.items() if len(records) > 1]
+        shared = [SharedLayout(key, records) for key, records in found.items() if len(records) > 1]
         return sorted(shared, key=lambda one: -max(r.quality(self.measure) or -math.inf for r in one.records.values()))
 
     @cached_property
@@ -185,7 +185,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One study in the table of a comparison.
 
     Attributes:
@@ -211,13 +211,13 @@ class Row:
     joint: int
 
 
-def rows_of(comparison: Comparison) -> list[Row]:
+def study_rows(comparison: Comparison) -> list[StudyRow]:
     """The table, one row a study, in the order given."""
     rows = []
     for at, study in enumerate(comparison.studies):
         volume = comparison.hypervolume(study.complete)
         rows.append(
-            Row(
+            StudyRow(
                 name=comparison.names[at],
                 sampler=str(study.setting("search", "design") or study.setting("search", "sampler", default="–")),
                 seed=int(study.setting("search", "seed", default=0)),

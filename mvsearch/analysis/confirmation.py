@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class FreshValues:
     """Values of fresh trainings of one layout on one split.
 
     Attributes:
@@ -69,8 +69,8 @@ class ConfirmedLayout:
 
     record: TrialRecord
     on_front: bool
-    val: Fresh
-    test: Fresh
+    val: FreshValues
+    test: FreshValues
     standing: Standing | None = None
 
     @property
@@ -152,7 +152,7 @@ class Confirmation:
     baselines_hypervolume: Hypervolumes | None
     gains: tuple[ConfirmedGain, ...]
 
-    def of(self, key: str) -> ConfirmedLayout | None:
+    def layout(self, key: str) -> ConfirmedLayout | None:
         """One layout by key; None if it was not confirmed."""
         return next((one for one in self.layouts if one.key == key), None)
 
@@ -171,32 +171,32 @@ def confirmation(study: StudyData) -> Confirmation | None:
         return None
     measure, epochs = study.measure, int(study.setting("proxy", "epochs"))
     records = {record.key: record for record in complete_records(study.records, measure)}
-    trained = {key: of.get(epochs, {}) for key, of in by_layout(lines).items()}
+    trained = {key: by_seed.get(epochs, {}) for key, by_seed in by_layout(lines).items()}
     failed = failed_layouts(lines, CONFIRM)
-    seeds = max((len(of) for of in trained.values()), default=0)
+    seeds = max((len(by_seed) for by_seed in trained.values()), default=0)
     members = {record.key for record in study.front}
-    found = []
-    for key, of in trained.items():
-        if key in records and key not in failed and of and len(of) == seeds:
-            ordered = [of[seed] for seed in sorted(of)]
+    layouts = []
+    for key, by_seed in trained.items():
+        if key in records and key not in failed and by_seed and len(by_seed) == seeds:
+            ordered = [by_seed[seed] for seed in sorted(by_seed)]
             on_front = key in members
             if on_front or records[key].baseline:
-                found.append(ConfirmedLayout(records[key], on_front, _fresh(ordered, ""), _fresh(ordered, "test_")))
-    found.sort(key=lambda one: one.record.ratio or 0.0)
-    noise = difference_noise([[one.test.qualities(measure) for one in found]])
-    points = [_point(one, one.test.quality(measure)) for one in found]
+                layouts.append(ConfirmedLayout(records[key], on_front, _fresh(ordered, ""), _fresh(ordered, "test_")))
+    layouts.sort(key=lambda one: one.record.ratio or 0.0)
+    noise = difference_noise([[one.test.qualities(measure) for one in layouts]])
+    points = [_point(one, one.test.quality(measure)) for one in layouts]
     if noise is not None and noise.sd > 0:
-        judged = standings(points, {one.key: seeds for one in found}, noise)
-        found = [
+        judged = standings(points, {one.key: seeds for one in layouts}, noise)
+        layouts = [
             ConfirmedLayout(one.record, one.on_front, one.val, one.test, standing)
-            for one, standing in zip(found, judged, strict=True)
+            for one, standing in zip(layouts, judged, strict=True)
         ]
-    done = {one.key for one in found}
-    own = [one for one in found if one.on_front]
-    baselines = [one for one in found if one.record.baseline]
+    done = {one.key for one in layouts}
+    own = [one for one in layouts if one.on_front]
+    baselines = [one for one in layouts if one.record.baseline]
     return Confirmation(
         measure=measure,
-        layouts=tuple(found),
+        layouts=tuple(layouts),
         missing=tuple(record.key for record in study.front if record.key not in done),
         failed=len(failed),
         seeds=seeds,
@@ -249,8 +249,8 @@ def _gains(
         )
 
 
-def _fresh(lines: Sequence[Evaluation], prefix: str) -> Fresh:
-    return Fresh(
+def _fresh(lines: Sequence[Evaluation], prefix: str) -> FreshValues:
+    return FreshValues(
         nlls=tuple(line.values[f"{prefix}nll"] for line in lines),
         top1s=tuple(line.values[f"{prefix}top1"] for line in lines),
         images=int(lines[0].values["test_images" if prefix else "val_images"]),

@@ -88,8 +88,8 @@ def difference(
     The noise is that of differences between layouts of the same seeds, pooled (`front.difference_noise`); intervals are
     Student's t at 95 %.
     """
-    mine = confirmed.of(record.key) if confirmed else None
-    theirs = confirmed.of(other.key) if confirmed else None
+    mine = confirmed.layout(record.key) if confirmed else None
+    theirs = confirmed.layout(other.key) if confirmed else None
     if confirmed and mine and theirs:
         n = confirmed.seeds
         noises = [difference_noise([[one.test.qualities(m) for one in confirmed.layouts]]) for m in ("nll", "top1")]

@@ -39,7 +39,7 @@ from mvsearch.analysis.facts import (
 )
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL, OutcomeModel, feature
 from mvsearch.analysis.pairs import MIN_TRIALS, joined_within, paired_differences
-from mvsearch.space.published import PUBLISHED, published_blocks
+from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import TRAIN, TrialRecord
 
@@ -351,7 +351,7 @@ class Insight:
         sizes: dict[Hashable, dict[str, TrialRecord]] = {}
         for record, facts in self.layouts:
             hybrid = [fact for fact in facts if fact.hybrid]
-            for name in PUBLISHED:
+            for name in PUBLISHED_PATTERNS:
                 if hybrid and all(f.blocks == published_blocks(name, len(f.blocks), _mamba(f.blocks)) for f in hybrid):
                     # Where nothing scans the state means nothing: such a layout belongs to every state.
                     size = tuple((fact.dim, len(fact.blocks)) for fact in facts)
@@ -362,7 +362,7 @@ class Insight:
         best = max(sizes.items(), key=lambda item: len(item[1]))
         (size, states), found = best  # type: ignore[misc]
         found = {**sizes.get((size, None), {}), **found}
-        return [NamedPattern(name, top1, found.get(name)) for name, top1 in PUBLISHED.items()]
+        return [NamedPattern(name, top1, found.get(name)) for name, top1 in PUBLISHED_PATTERNS.items()]
 
 
 def _mamba(blocks: str) -> str:

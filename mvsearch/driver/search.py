@@ -592,7 +592,7 @@ class Search:
         elif isinstance(event, Progress):
             worker = self._worker_of[event.job]
             self._doing[worker] = (
-                f"trial {job.trial}: epoch {event.epoch} of {event.of}, training loss {event.train_loss:.3f}"
+                f"trial {job.trial}: epoch {event.epoch} of {event.epochs}, training loss {event.train_loss:.3f}"
             )
             self.view.update(self.state())
         elif isinstance(event, Lost):

@@ -22,7 +22,7 @@ from mvsearch.study.record import TrialRecord
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedEntry:
     """One entry written.
 
     Attributes:
@@ -49,7 +49,7 @@ def export(
     kind: str | None = None,
     retrain_epochs: int | None = None,
     onnx: bool = False,
-) -> list[Exported]:
+) -> list[ExportedEntry]:
     """Write library entries from a study.
 
     Args:
@@ -118,7 +118,7 @@ def export(
             overwrite=overwrite,
             complete=_write_onnx(layout, state, study, config["input_size"][1]) if onnx else None,
         )
-        exported.append(Exported(entry, path, record, own))
+        exported.append(ExportedEntry(entry, path, record, own))
     return exported
 
 
@@ -153,7 +153,7 @@ def entry_config(findings: Findings, record: TrialRecord, weights: Weights) -> d
     """What config.json holds beside the layout."""
     study = findings.study
     proxy, data = study.config["proxy"], study.environment["data"]
-    fresh = findings.confirmation.of(record.key) if findings.confirmation else None
+    fresh = findings.confirmation.layout(record.key) if findings.confirmation else None
     judged = findings.calibration
     results = {
         "val_top1": weights.val_top1,

@@ -51,7 +51,7 @@ def kept_weights(folder: StudyFolder, findings: Findings, record: TrialRecord, k
     """Weights that the study has: those of `confirm` where there are such (and others are not asked for)."""
     study = findings.study
     path = folder.confirmed_weights / f"{record.key}.safetensors"
-    fresh = findings.confirmation.of(record.key) if findings.confirmation else None
+    fresh = findings.confirmation.layout(record.key) if findings.confirmation else None
     if kind != SEARCHED and fresh and path.is_file():
         seed = fresh_seeds(CONFIRM, study.setting("search", "seed", default=0), 1)[0]
         return Weights(

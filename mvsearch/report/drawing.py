@@ -271,24 +271,24 @@ def hypervolume_figure(findings: Findings) -> Figure:
     return figure
 
 
-def calibration_figure(found: Calibration) -> Figure:
+def calibration_figure(calibration: Calibration) -> Figure:
     """Quality after long training against the proxy's, one dot a layout."""
     import plotly.graph_objects as go
 
     def shown(quality: float) -> float:
-        return 100 * quality if found.measure == "top1" else -quality
+        return 100 * quality if calibration.measure == "top1" else -quality
 
     figure = go.Figure(layout=base_layout("Long training against the proxy", height=380))
     for name, some, marker in (
-        ("searched", [one for one in found.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
+        ("searched", [one for one in calibration.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
         (
             "hand-made",
-            [one for one in found.layouts if one.baseline],
+            [one for one in calibration.layouts if one.baseline],
             {"color": TEXT, "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
         ),
     ):
         spread = [statistics.stdev(one.longs) if len(one.longs) > 1 else 0.0 for one in some]
-        scale = 100 if found.measure == "top1" else 1
+        scale = 100 if calibration.measure == "top1" else 1
         figure.add_scatter(
             x=[shown(one.proxy) for one in some],
             y=[shown(one.long) for one in some],
@@ -303,19 +303,19 @@ def calibration_figure(found: Calibration) -> Figure:
             ],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    unit = "top-1 (%)" if found.measure == "top1" else "NLL (nats)"
-    reverse = {"autorange": "reversed"} if found.measure == "nll" else {}
-    figure.update_xaxes(title_text=f"Validation {unit} after {found.epochs} epochs (better →)", **reverse)
-    figure.update_yaxes(title_text=f"{unit[0].upper()}{unit[1:]} after {found.long_epochs} epochs", **reverse)
+    unit = "top-1 (%)" if calibration.measure == "top1" else "NLL (nats)"
+    reverse = {"autorange": "reversed"} if calibration.measure == "nll" else {}
+    figure.update_xaxes(title_text=f"Validation {unit} after {calibration.epochs} epochs (better →)", **reverse)
+    figure.update_yaxes(title_text=f"{unit[0].upper()}{unit[1:]} after {calibration.long_epochs} epochs", **reverse)
     return figure
 
 
-def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
+def confirmation_figure(study: StudyData, confirmation: Confirmation) -> Figure:
     """Test top-1 of fresh seeds against throughput, with what the search had measured beside it."""
     import plotly.graph_objects as go
 
     figure = go.Figure(layout=base_layout("The front confirmed on the test split", height=420))
-    own = [one for one in found.layouts if one.on_front]
+    own = [one for one in confirmation.layouts if one.on_front]
     figure.add_scatter(
         x=[one.record.ratio for one in own],
         y=[100 * (one.record.top1 or 0) for one in own],
@@ -325,7 +325,7 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
         hovertext=[f"trial {one.record.number}: observed {100 * (one.record.top1 or 0):.1f} %" for one in own],
         hovertemplate="%{hovertext}<extra></extra>",
     )
-    hand_made = [one for one in found.layouts if one.record.baseline]
+    hand_made = [one for one in confirmation.layouts if one.record.baseline]
     hollow = {"color": TEXT, "size": 14, "symbol": "circle-open", "line": {"width": 1.5}}
     for name, some, marker in (
         ("front", own, {"color": ACCENT, "size": 10}),
@@ -345,7 +345,8 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
             marker=marker,
             name=name,
             hovertext=[
-                f"{hover(one.record)}<br>test top-1 {100 * one.test.top1:.2f} %, n = {found.seeds}" for one in some
+                f"{hover(one.record)}<br>test top-1 {100 * one.test.top1:.2f} %, n = {confirmation.seeds}"
+                for one in some
             ],
             hovertemplate="%{hovertext}<extra></extra>",
         )
@@ -358,7 +359,7 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
             yshift=16,
             font={"size": 12},
         )
-    ratio_axis(figure, [one.record.ratio for one in found.layouts if one.record.ratio])
+    ratio_axis(figure, [one.record.ratio for one in confirmation.layouts if one.record.ratio])
     figure.update_yaxes(title_text="Top-1 (%)")
     return figure
 
@@ -400,16 +401,17 @@ def base_layout(title: str, height: int) -> dict[str, Any]:
 _Box = tuple[float, float, float, float]
 
 
-def _ratio_heading(one: FactorComparison, between: str = " ") -> str:
-    where = f"Stage {one.stage}: " if one.stage else ""
-    return f"{where}{OUTCOME_NAMES[one.outcome]} by {FACTOR_NAMES[one.factor]},{between}{MATCH_NAMES[one.matched]}"
+def _ratio_heading(comparison: FactorComparison, between: str = " ") -> str:
+    where = f"Stage {comparison.stage}: " if comparison.stage else ""
+    what = f"{where}{OUTCOME_NAMES[comparison.outcome]} by {FACTOR_NAMES[comparison.factor]}"
+    return f"{what},{between}{MATCH_NAMES[comparison.matched]}"
 
 
-def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int) -> None:
-    labels = [f"{effect.label} (n = {effect.trials})" for effect in one.effects]
-    scale = functools.partial(displayed, outcome=one.outcome)
+def _add_comparison(figure: Figure, comparison: FactorComparison, row: int, column: int) -> None:
+    labels = [f"{effect.label} (n = {effect.trials})" for effect in comparison.effects]
+    scale = functools.partial(displayed, outcome=comparison.outcome)
     known: list[tuple[str, float, float, float, Effect]] = []
-    for label, e in zip(labels, one.effects, strict=True):
+    for label, e in zip(labels, comparison.effects, strict=True):
         if e.value is not None and e.low is not None and e.high is not None:
             low, high = sorted((scale(e.low), scale(e.high)))
             known.append((label, scale(e.value), low, high, e))
@@ -436,7 +438,7 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
             "line": {"width": 2, "color": [ACCENT if e.clear else GREY for *_, e in known]},
         },
         hovertext=[
-            f"{html.escape(label)}: {html.escape(effect_words(e, one.outcome))}, {source_words(e)}"
+            f"{html.escape(label)}: {html.escape(effect_words(e, comparison.outcome))}, {source_words(e)}"
             for label, *_, e in known
         ],
         hovertemplate="%{hovertext}<extra></extra>",
@@ -444,10 +446,10 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
         col=column,
     )
     where = {"row": row, "col": column}
-    for label, effect in zip(labels, one.effects, strict=True):
+    for label, effect in zip(labels, comparison.effects, strict=True):
         if effect.low is None:
             if effect.source == REFERENCE:
-                spot = {"x": _axis(scale(0.0), one), "text": "reference", "xanchor": "left", "xshift": 4}
+                spot = {"x": _axis(scale(0.0), comparison), "text": "reference", "xanchor": "left", "xshift": 4}
             else:
                 spot = {"x": 0.5, "xref": "x domain", "text": f"<i>{NOT_ENOUGH}</i>"}
             figure.add_annotation(y=label, showarrow=False, font={"size": 11}, **spot, **where)
@@ -457,14 +459,14 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
         "nll": "NLL difference (nats; better →)",
         "top1": "Top-1 difference (points)",
         "throughput": "Throughput (× reference; faster →)",
-    }[one.outcome]
-    if one.outcome == "throughput":
+    }[comparison.outcome]
+    if comparison.outcome == "throughput":
         left, right = _stretched(low, high) if ends else (0.5, 2.0)
         ticks, names = _ratio_ticks(left, right, None, most=5)
         figure.update_xaxes(type="log", range=[_log10(left), _log10(right)], tickvals=ticks, ticktext=names, **where)
     else:
         span = _padded(low, high, 0.08) if ends else (-1.0, 1.0)
-        span = span[::-1] if one.outcome == "nll" else span
+        span = span[::-1] if comparison.outcome == "nll" else span
         figure.update_xaxes(range=span, showticklabels=bool(ends), nticks=5, **where)
     figure.add_vline(x=scale(0.0), line={"color": GREY, "width": 1, "dash": "dot"}, **where)
     figure.update_xaxes(
@@ -480,8 +482,8 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
     figure.update_yaxes(autorange="reversed", gridcolor=GRID, automargin=True, ticksuffix="  ", **where)
 
 
-def _axis(value: float, one: FactorComparison) -> float:
-    return _log10(value) if one.outcome == "throughput" else value
+def _axis(value: float, comparison: FactorComparison) -> float:
+    return _log10(value) if comparison.outcome == "throughput" else value
 
 
 def _log10(value: float) -> float:

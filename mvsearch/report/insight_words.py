@@ -26,10 +26,10 @@ FACTOR_NAMES = {
 MATCH_NAMES = {"params": "at equal parameters", "throughput": "at equal throughput", "rest": "all else equal"}
 
 
-def subject(one: FactorComparison) -> str:
+def subject(comparison: FactorComparison) -> str:
     """What a comparison is about, e.g. ``"Stage 2, placement of attention"``."""
-    name = FACTOR_NAMES[one.factor]
-    return f"Stage {one.stage}, {name}" if one.stage else f"{name[0].upper()}{name[1:]}"
+    name = FACTOR_NAMES[comparison.factor]
+    return f"Stage {comparison.stage}, {name}" if comparison.stage else f"{name[0].upper()}{name[1:]}"
 
 
 def displayed(value: float, outcome: str) -> float:
@@ -77,24 +77,24 @@ def source_words(effect: Effect) -> str:
     return plural(effect.pairs, "pair") if effect.source == PAIRS else "model"
 
 
-def comparison_words(one: FactorComparison) -> str:
+def comparison_words(comparison: FactorComparison) -> str:
     """What a comparison says, and what it cannot say, as one sentence without its subject."""
-    better, worse = ("faster", "slower") if one.outcome == "throughput" else ("better", "worse")
-    what = f"{OUTCOME_NAMES[one.outcome]} {MATCH_NAMES[one.matched]}"
+    better, worse = ("faster", "slower") if comparison.outcome == "throughput" else ("better", "worse")
+    what = f"{OUTCOME_NAMES[comparison.outcome]} {MATCH_NAMES[comparison.matched]}"
     texts = []
     for word, some in (
-        (better, [e for e in one.known if e.clear and (e.value or 0) > 0]),
-        (worse, [e for e in one.known if e.clear and (e.value or 0) < 0]),
+        (better, [e for e in comparison.known if e.clear and (e.value or 0) > 0]),
+        (worse, [e for e in comparison.known if e.clear and (e.value or 0) < 0]),
     ):
         if some:
-            each = [f"{e.label} by {_inside(effect_words(e, one.outcome))}, {source_words(e)}" for e in some]
-            texts.append(f"{word} than {one.reference}: {'; '.join(each)}")
-    unclear = [e for e in one.known if not e.clear]
+            each = [f"{e.label} by {_inside(effect_words(e, comparison.outcome))}, {source_words(e)}" for e in some]
+            texts.append(f"{word} than {comparison.reference}: {'; '.join(each)}")
+    unclear = [e for e in comparison.known if not e.clear]
     if unclear:
         sources = listed(sorted({"the model" if e.source == MODEL else PAIRS for e in unclear}))
-        texts.append(f"cannot be told from {one.reference}: {listed([e.label for e in unclear])} (by {sources})")
-    silent = [e.label for e in one.effects if e.source is None and e.label != one.reference]
-    if not one.known:
+        texts.append(f"cannot be told from {comparison.reference}: {listed([e.label for e in unclear])} (by {sources})")
+    silent = [e.label for e in comparison.effects if e.source is None and e.label != comparison.reference]
+    if not comparison.known:
         return f"{what}: {NOT_ENOUGH}."
     if silent:
         texts.append(f"{NOT_ENOUGH} about {listed(silent)}")

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from mvsearch.analysis.calibration import RED
 from mvsearch.analysis.findings import Findings
 from mvsearch.report.parts import (
-    apart_words,
     baseline_name,
     capital,
     copy_button,
     difference_words,
     interval_words,
+    least_difference_words,
     quality_words,
+    speed_words,
     table,
-    times,
 )
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import count, duration, factor, fixed, percent, plural, scaled
@@ -73,7 +73,7 @@ def _answer(findings: Findings, record: TrialRecord, which: Sequence[str], wides
     """The layout to take: its strip, its numbers, its margin over the named hand-made layout."""
     study = findings.study
     title = _title(which)
-    confirmed = findings.confirmation.of(record.key) if findings.confirmation else None
+    confirmed = findings.confirmation.layout(record.key) if findings.confirmation else None
     if confirmed:
         sd = confirmed.test.top1_sd
         spread = f" ± {100 * sd:.1f}" if sd is not None else ""
@@ -122,7 +122,7 @@ def _verdicts(findings: Findings, best: TrialRecord) -> str:
         )
     if confirmation is None or not confirmation.layouts:
         winner = ("none", "Not confirmed", f"Its numbers are those it was chosen by: mvsearch confirm {name}")
-    elif confirmation.of(best.key) is None:
+    elif confirmation.layout(best.key) is None:
         winner = ("none", "This layout is not confirmed", f"others of the front are: mvsearch confirm {name}")
     else:
         winner = (
@@ -171,7 +171,7 @@ def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
         return [f"This is the hand-made layout {baseline_name(record)} itself: the search found none better here."]
     against = findings.difference(record, named)
     sentences = [
-        f'<b class="big">{times(record, named)} the speed of the hand-made {baseline_name(named)}, '
+        f'<b class="big">{speed_words(record, named)} the speed of the hand-made {baseline_name(named)}, '
         f"{difference_words(study, against)}</b> <span class=note>({interval_words(against)})</span>"
     ]
     if record.baseline:
@@ -184,7 +184,7 @@ def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
             f"The best hand-made layout at its speed or faster is {baseline_name(found.at_speed)}: {gain}."
         )
     if found.at_quality and found.at_quality.key != named.key:
-        speed = times(record, found.at_quality)
+        speed = speed_words(record, found.at_quality)
         name = baseline_name(found.at_quality)
         sentences.append(f"The fastest hand-made layout at its quality or better is {name}: {speed} its speed.")
     none = [word for word, other in (("fast", found.at_speed), ("good", found.at_quality)) if other is None]
@@ -206,7 +206,9 @@ def _gained(findings: Findings) -> str:
             interval = interval or interval_words(against)
         better = kept if gain.better.key == base.key else _replacement(gain.better, difference_words(study, against))
         faster = (
-            kept if gain.faster.key == base.key else _replacement(gain.faster, f"{times(gain.faster, base)} its speed")
+            kept
+            if gain.faster.key == base.key
+            else _replacement(gain.faster, f"{speed_words(gain.faster, base)} its speed")
         )
         rows.append(
             f"<tr><td>{html.escape(base.baseline or '')}<br>{html_strip(base.layout, numbers=False)}</td>"
@@ -248,7 +250,7 @@ def _how_sure(findings: Findings) -> list[str]:
         )
     else:
         se = findings.pooled_se
-        amount = "an unknown amount" if se is None else apart_words(study, se)
+        amount = "an unknown amount" if se is None else least_difference_words(study, se)
         sentences.append(
             f"Each value is the mean of n = {study.seeds} seeds; error bars are one standard error. Two layouts "
             f"that differ by less than {amount} (two standard errors of a difference, pooled over layouts) cannot be "

@@ -22,7 +22,7 @@ from mvsearch.report.insight_words import (
     source_words,
     unsupported,
 )
-from mvsearch.report.parts import apart_words, capital, nll_words
+from mvsearch.report.parts import capital, least_difference_words, nll_words
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import DASH, factor, listed, percent, scaled, with_error
 
@@ -64,11 +64,13 @@ def insight_section(findings: Findings) -> str:
     return "".join(parts)
 
 
-def _ratio_plot(one: FactorComparison) -> str:
-    heading = f"{capital(OUTCOME_NAMES[one.outcome])} {MATCH_NAMES[one.matched]}"
-    label = f"{heading}, by {FACTOR_NAMES[one.factor]}" + (f" of stage {one.stage}" if one.stage else "")
+def _ratio_plot(comparison: FactorComparison) -> str:
+    heading = f"{capital(OUTCOME_NAMES[comparison.outcome])} {MATCH_NAMES[comparison.matched]}"
+    label = f"{heading}, by {FACTOR_NAMES[comparison.factor]}" + (
+        f" of stage {comparison.stage}" if comparison.stage else ""
+    )
     return (
-        f'<figure><h4>{heading}</h4><div class="plot" data-figure="{drawing.ratio_name(one)}" role="img" '
+        f'<figure><h4>{heading}</h4><div class="plot" data-figure="{drawing.ratio_name(comparison)}" role="img" '
         f'aria-label="{label}"></div></figure>'
     )
 
@@ -118,7 +120,7 @@ def _published(findings: Findings) -> str:
     noise = (
         "Each was trained once here: their order may be chance."
         if se is None
-        else f"Differences under {apart_words(findings.study, se)} are within the noise between seeds."
+        else f"Differences under {least_difference_words(findings.study, se)} are within the noise between seeds."
     )
     return (
         "<h3>The published patterns</h3><p>The patterns of table 5 of the MambaVision paper as they came out here, at "

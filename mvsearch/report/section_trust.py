@@ -50,30 +50,30 @@ def trust_section(findings: Findings) -> str:
     return "".join(parts)
 
 
-def _calibration(found: Calibration) -> str:
-    title = f"Calibration: {found.verdict}" if found.verdict else "Calibration says nothing yet"
-    said = " ".join(html.escape(sentence) for sentence in calibration_words(found))
-    text = f'<p><b class="{found.verdict or ""}">{title}.</b> {said}</p>'
-    if found.verdict is None:
+def _calibration(calibration: Calibration) -> str:
+    title = f"Calibration: {calibration.verdict}" if calibration.verdict else "Calibration says nothing yet"
+    said = " ".join(html.escape(sentence) for sentence in calibration_words(calibration))
+    text = f'<p><b class="{calibration.verdict or ""}">{title}.</b> {said}</p>'
+    if calibration.verdict is None:
         return text
     caption = (
-        f"Each dot a layout: quality after {found.epochs} epochs in the search, and after {found.long_epochs} "
-        f"(mean of {plural(found.seeds, 'seed')}, bars one standard deviation). Hollow: hand-made. "
-        f"n = {len(found.layouts)}. The verdict is green where the lower end of tau’s interval is at least 0.4, amber "
-        "from 0.2; on red, export refuses."
+        f"Each dot a layout: quality after {calibration.epochs} epochs in the search, and after "
+        f"{calibration.long_epochs} (mean of {plural(calibration.seeds, 'seed')}, bars one standard deviation). "
+        f"Hollow: hand-made. n = {len(calibration.layouts)}. The verdict is green where the lower end of tau’s "
+        "interval is at least 0.4, amber from 0.2; on red, export refuses."
     )
     return text + plot("calibration", caption, "Long training against the proxy")
 
 
-def _confirmation(findings: Findings, found: Confirmation) -> str:
-    if not found.layouts:
+def _confirmation(findings: Findings, confirmation: Confirmation) -> str:
+    if not confirmation.layouts:
         return "<p><b>Confirmation has begun</b>, and no layout has been trained with every seed yet.</p>"
-    said = " ".join(html.escape(sentence) for sentence in confirmation_words(found))
+    said = " ".join(html.escape(sentence) for sentence in confirmation_words(confirmation))
     parts = [f"<p><b>Confirmed.</b> {said}</p>"]
-    if found.hypervolume:
-        rows = [_volume_row("front", found.hypervolume)]
-        if found.baselines_hypervolume:
-            rows.append(_volume_row("hand-made layouts", found.baselines_hypervolume))
+    if confirmation.hypervolume:
+        rows = [_volume_row("front", confirmation.hypervolume)]
+        if confirmation.baselines_hypervolume:
+            rows.append(_volume_row("hand-made layouts", confirmation.baselines_hypervolume))
         heads = [
             ("Hypervolume of", False),
             ("Observed in the search", True),
@@ -108,14 +108,14 @@ def _confirmation(findings: Findings, found: Confirmation) -> str:
         ("Speed", True),
         ("Search, validation top-1", True),
         ("Fresh, validation top-1", True),
-        (f"Test top-1 ± sd (n = {found.seeds})", True),
+        (f"Test top-1 ± sd (n = {confirmation.seeds})", True),
         ("Test NLL", True),
         ("On the test split", False),
     ]
     caption = (
-        f"Filled: the mean of {plural(found.seeds, 'fresh seed')} on the test split, bars one standard deviation "
-        "between "
-        "seeds; open squares: what the search had measured on the validation split. Hollow circles: hand-made."
+        f"Filled: the mean of {plural(confirmation.seeds, 'fresh seed')} on the test split, bars one standard "
+        "deviation between seeds; open squares: what the search had measured on the validation split. Hollow circles: "
+        "hand-made."
     )
     parts.append(plot("confirmation", caption, "The front confirmed on the test split"))
     parts.append(f"<details><summary>Confirmed layouts in numbers</summary>{table('Confirmed', heads, rows)}</details>")

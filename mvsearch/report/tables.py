@@ -147,7 +147,7 @@ def _sureness_row(findings: Findings, record: TrialRecord) -> dict[str, float | 
     row: dict[str, float | str | None] = dict.fromkeys(_SURENESS)
     if record.key in findings.standings:
         row["standing"] = findings.standings[record.key].verdict
-    if findings.confirmation and (fresh := findings.confirmation.of(record.key)):
+    if findings.confirmation and (fresh := findings.confirmation.layout(record.key)):
         row |= {"confirmed_seeds": findings.confirmation.seeds, "confirmed_top1": fresh.val.top1}
         row |= {"confirmed_nll": fresh.val.nll, "test_nll": fresh.test.nll}
         row |= {"test_top1": fresh.test.top1, "test_top1_sd": fresh.test.top1_sd}

@@ -411,7 +411,7 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
 
 def print_comparison(out: Console, comparison: Comparison, path: str) -> None:
     """Studies side by side, and where the page is."""
-    from mvsearch.analysis.comparison import rows_of
+    from mvsearch.analysis.comparison import study_rows
     from mvsearch.report.page_compare import compare_words
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -419,7 +419,7 @@ def print_comparison(out: Console, comparison: Comparison, path: str) -> None:
     table.add_column("sampler")
     for name in ("seed", "layouts", "device time", "front", "joint front", "hypervolume", "× hand-made"):
         table.add_column(name, justify="right")
-    for row in rows_of(comparison):
+    for row in study_rows(comparison):
         table.add_row(
             Text(row.name),
             Text(row.sampler),

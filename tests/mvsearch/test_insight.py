@@ -22,7 +22,7 @@ from mvsearch.report.insight_words import (
     unsupported,
 )
 from mvsearch.report.page import page
-from mvsearch.space.published import PUBLISHED, published_blocks
+from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import COMPLETE, TrialRecord
 
@@ -236,7 +236,7 @@ def test_published_patterns(name: str, depth: int, blocks: str | None) -> None:
 
 def test_published_patterns_are_found_at_one_size() -> None:
     patterns = {one.name: one for one in Insight(study_factory.study()).published()}
-    assert list(patterns) == list(PUBLISHED)
+    assert list(patterns) == list(PUBLISHED_PATTERNS)
     assert patterns["last N/2"].record.pattern == "C|MMAA|MMA"
     assert patterns["all attention"].record.baseline == "all attention"
     assert patterns["last N/4"].record is None

@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 from mvsearch.analysis.calibration import calibration, rank_correlation, verdict
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.noise import SeedNoise, difference_noise, seed_noise, standings, study_noise
-from mvsearch.analysis.plans import choose_layouts, fresh_seeds, to_confirm
+from mvsearch.analysis.plans import fresh_seeds, layouts_to_calibrate, layouts_to_confirm
 from mvsearch.analysis.rows import confirmed_rows, undominated_rows
 from mvsearch.driver.repeat import RepeatOutcome
 from mvsearch.report.sentences import calibration_words, confirmation_words
@@ -52,7 +52,7 @@ def calibrated(count, long, *, again=lambda record: record.nll, seeds=2, factor=
     """A study of which so many layouts were trained long, to the NLL that `long` says."""
     study = study_factory.study(trials=30)
     lines = []
-    for record in choose_layouts(study.records, "nll", count):
+    for record in layouts_to_calibrate(study.records, "nll", count):
         for number, seed in enumerate(fresh_seeds("calibrate", 0, seeds)):
             lines.append(trained(record, "calibrate", seed, EPOCHS, again(record)))
             lines.append(trained(record, "calibrate", seed, factor * EPOCHS, long(record) + 0.01 * number))
@@ -118,7 +118,7 @@ def test_under_twelve_layouts_it_says_nothing():
 
 def test_layouts_that_failed_or_lack_a_seed_do_not_count():
     study = calibrated(16, lambda record: record.nll)
-    chosen = choose_layouts(study.records, "nll", 16)
+    chosen = layouts_to_calibrate(study.records, "nll", 16)
     lost, failed = chosen[3].key, chosen[5]
     lines = [line for line in study.evaluations if not (line.key == lost and line.seed == 501)]
     lines.append(Evaluation(what=FAIL, key=failed.key, layout=failed.layout, trial=1, purpose="calibrate", reason="no"))
@@ -128,7 +128,7 @@ def test_layouts_that_failed_or_lack_a_seed_do_not_count():
 
 def test_a_third_seed_of_one_layout_does_not_take_the_verdict_away():
     study = calibrated(16, lambda record: -record.nll)
-    record = choose_layouts(study.records, "nll", 16)[3]
+    record = layouts_to_calibrate(study.records, "nll", 16)[3]
     lines = [trained(record, "calibrate", 502, epochs, record.nll) for epochs in (EPOCHS, 4 * EPOCHS)]
     before, found = (
         calibration(study),
@@ -143,16 +143,16 @@ def test_the_layouts_to_calibrate_on_hold_the_hand_made_and_the_begun(count, tri
     records = study_factory.records(trials=trials, failures=1, seed=seed)
     complete = [record for record in records if record.state == "COMPLETE"]
     kept = {record.key for record in random.Random(seed).sample(complete, begun)}
-    chosen = choose_layouts(records, "nll", count, begun=kept)
+    chosen = layouts_to_calibrate(records, "nll", count, begun=kept)
     must = {record.key for record in complete if record.baseline} | kept
     assert must <= {record.key for record in chosen}
     assert len(chosen) == max(len(must), min(count, len(complete)))
-    assert chosen == choose_layouts(list(reversed(records)), "nll", count, begun=kept)
+    assert chosen == layouts_to_calibrate(list(reversed(records)), "nll", count, begun=kept)
 
 
 def test_the_sample_is_spread_over_score_and_throughput():
     records = study_factory.records(trials=100, failures=0)
-    chosen = {record.key for record in choose_layouts(records, "nll", 20)}
+    chosen = {record.key for record in layouts_to_calibrate(records, "nll", 20)}
     for by in (lambda record: record.nll, lambda record: record.ratio):
         ordered = sorted(records, key=by)
         quarters = [sum(record.key in chosen for record in ordered[at : at + 25]) for at in range(0, 100, 25)]
@@ -167,7 +167,7 @@ def confirmed(shift=0.0, sd=0.01, seeds=3, drop=0):
     study = study_factory.study(trials=30)
     rng = random.Random(1)
     lines = []
-    for record in to_confirm(study)[drop:]:
+    for record in layouts_to_confirm(study)[drop:]:
         for seed in fresh_seeds("confirm", 0, seeds):
             nll = record.nll + shift + rng.gauss(0, sd)
             test = {"test_nll": nll + 0.1, "test_top1": 1 - (nll + 0.1) / 2, "test_images": 2000}
@@ -177,12 +177,12 @@ def confirmed(shift=0.0, sd=0.01, seeds=3, drop=0):
 
 def test_confirm_trains_the_front_and_the_hand_made():
     study = study_factory.study(trials=30)
-    keys = [record.key for record in to_confirm(study)]
+    keys = [record.key for record in layouts_to_confirm(study)]
     assert len(set(keys)) == len(keys)
     assert set(keys) == {record.key for record in [*study.front, *study.baselines]}
-    few = to_confirm(study, 2)
+    few = layouts_to_confirm(study, 2)
     assert [record.key for record in few[:2]] == [study.front[0].key, study.front[-1].key]
-    assert to_confirm(study, 1)[0].key == study.front[0].key
+    assert layouts_to_confirm(study, 1)[0].key == study.front[0].key
 
 
 def test_what_was_chosen_by_luck_and_what_the_splits_differ_are_told_apart():
@@ -193,7 +193,7 @@ def test_what_was_chosen_by_luck_and_what_the_splits_differ_are_told_apart():
     assert volumes.optimism == pytest.approx((volumes.observed - volumes.val) / volumes.val)
     assert found.baselines_hypervolume.observed < volumes.observed
     assert (found.seeds, found.missing, found.failed) == (3, (), 0)
-    one = found.of(study.front[0].key)
+    one = found.layout(study.front[0].key)
     lines = [line for line in study.evaluations if line.key == one.key and line.purpose == "confirm"]
     assert one.test.top1 == pytest.approx(statistics.fmean(line.values["test_top1"] for line in lines))
     assert one.test.top1_sd == pytest.approx(statistics.stdev(line.values["test_top1"] for line in lines))
