@@ -7,6 +7,7 @@ package.
 import ast
 import dataclasses
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,14 @@ def test_every_room_has_a_layer() -> None:
     rooms = {room(module) for module in modules_of(ROOT)} - {(package, "") for package in LAYERS}
     known = {(package, name) for package, layers in LAYERS.items() for own in layers for name in own}
     assert not rooms - known, "give it a layer here and in docs/design.md"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_design_page_lists_the_same_layers(package: str) -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    lines = [", ".join(f"`{name}`" for name in sorted(names)) for names in LAYERS[package]]
+    listed = re.findall(r"^\d+\. ((?:`\w+`(?:, )?)+)", page, flags=re.MULTILINE)
+    assert "\n".join(lines) in "\n".join(listed)
 
 
 def test_no_import_goes_up(arrows: list[Arrow]) -> None:

@@ -64,7 +64,7 @@ class ConfirmedLayout:
         on_front: whether it stands on the search's front; else it is a hand-made layout to compare with.
         val: the fresh trainings on the validation split, which the search chose by.
         test: the same trainings on the test split, which it never saw.
-        standing: its place on the test split, see `front.standings`; None with one seed.
+        standing: its place on the test split, see `noise.standings`; None with one seed.
     """
 
     record: TrialRecord

@@ -85,7 +85,7 @@ def difference(
 ) -> Difference | None:
     """Compare two layouts: by fresh seeds on the test split where both were confirmed, else as the search measured.
 
-    The noise is that of differences between layouts of the same seeds, pooled (`front.difference_noise`); intervals are
+    The noise is that of differences between layouts of the same seeds, pooled (`noise.difference_noise`); intervals are
     Student's t at 95 %.
     """
     mine = confirmed.layout(record.key) if confirmed else None

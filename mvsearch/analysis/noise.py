@@ -175,7 +175,7 @@ def study_noise(study: StudyData, measure: str | None = None) -> SeedNoise | Non
 
 
 def study_difference_noise(study: StudyData, measure: str | None = None) -> SeedNoise | None:
-    """The same for differences between layouts trained with the same seeds, see `front.difference_noise`."""
+    """The same for differences between layouts trained with the same seeds, see `difference_noise`."""
     return difference_noise(_repeated(study, measure))
 
 

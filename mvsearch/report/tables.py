@@ -96,7 +96,7 @@ def front_table(findings: Findings) -> pd.DataFrame:
         The columns of front.csv: those of trials.csv without timings and state, then ``top1_gain`` and ``nll_gain``
         (positive is better) over ``gain_over``, the best hand-made layout that is at least as fast, and ``speed_gain``
         (a factor) over ``speed_gain_over``, the fastest hand-made layout that is at least as good; missing where there
-        is none. Then how sure it is: ``standing`` (`front.Standing.verdict`, missing where the noise is not known);
+        is none. Then how sure it is: ``standing`` (`Standing.verdict`, missing where the noise is not known);
         of `mvsearch confirm` ``confirmed_seeds``, ``confirmed_top1`` and ``confirmed_nll`` (validation split),
         ``test_top1``, ``test_top1_sd`` (standard deviation between seeds) and ``test_nll``; of `mvsearch calibrate`
         ``verdict``, ``tau`` and ``tau_low`` (the lower end of its interval), the same in each row, with the verdict
