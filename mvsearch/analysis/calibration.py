@@ -34,7 +34,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class CalibratedLayout:
-    """One layout, trained short and long.
+    """What the proxy and a long training measured of one layout.
 
     Attributes:
         key: of the layout.
@@ -111,7 +111,7 @@ class Calibration:
 
 
 def calibration(study: StudyData) -> Calibration | None:
-    """What the calibration of a study says; None if there was none.
+    """The calibration of a study, from the ledger's lines of `mvsearch calibrate`; None where there is no such line.
 
     Where trainings of several lengths are in the ledger, the longest with most layouts counts; where layouts have
     unequal numbers of seeds, as many as enough layouts for a verdict have.
@@ -187,7 +187,7 @@ def calibration(study: StudyData) -> Calibration | None:
 
 
 def verdict(low: float) -> str:
-    """``"green"``, ``"amber"`` or ``"red"`` for the lower end of tau's interval."""
+    """``"green"`` where the lower end of tau's interval is at least 0.4, ``"amber"`` from 0.2, else ``"red"``."""
     return GREEN if low >= GREEN_FROM else AMBER if low >= AMBER_FROM else RED
 
 

@@ -48,7 +48,7 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class Attainment:
-    """What the studies of a group reach, at one throughput after another.
+    """The quality that a share of the studies of a group reaches, at each throughput of their fronts.
 
     Attributes:
         throughput: log2 of the ratio, rising.
@@ -103,12 +103,12 @@ class Comparison:
 
     @cached_property
     def reference_point(self) -> tuple[float, float]:
-        """One corner below all: the quality of a guess, and the slowest of the studies' own corners."""
+        """(quality, log2 throughput) below which nothing counts: the lowest of the studies' own, in each objective."""
         points = [study.reference_point for study in self.studies]
         return min(quality for quality, _ in points), min(throughput for _, throughput in points)
 
     def hypervolume(self, records: Sequence[TrialRecord]) -> float:
-        """Of some layouts, above `reference_point`."""
+        """Hypervolume of some layouts above `reference_point`, in units of quality times octaves."""
         points = [point for record in records if (point := point_of(record, self.measure))]
         return hypervolume(points, self.reference_point)
 
@@ -123,14 +123,14 @@ class Comparison:
 
     @cached_property
     def joint_front(self) -> list[tuple[int, TrialRecord]]:
-        """The front of all studies together, slowest first: the study's position and its record."""
+        """The front of all studies together, slowest first, as pairs of a study's position and its record."""
         owners = {id(record): at for at, study in enumerate(self.studies) for record in study.complete}
         everything = [record for study in self.studies for record in study.complete]
         return [(owners[id(record)], record) for record in front_records(everything, self.measure)]
 
     @cached_property
     def groups(self) -> list[SeedGroup]:
-        """Studies of one space, sampler and design, that is, seeds of the same search."""
+        """The studies by what they share: those of one space, sampler and design are a group."""
         found: dict[str, list[int]] = {}
         for at, study in enumerate(self.studies):
             search = {k: study.setting("search", k) for k in ("sampler", "baselines", "design")}
@@ -170,8 +170,10 @@ class Comparison:
 
     @cached_property
     def disagreement(self) -> tuple[float, float] | None:
-        """Standard deviation of quality, and of log2 throughput, of one layout between studies; None without common
-        ones. Where the studies have the same seed, the trainings were the same, and the first says little."""
+        """Standard deviations between studies of one layout's quality and log2 throughput; None without `common`.
+
+        Where the studies have the same seed, the trainings were the same, and the first says little.
+        """
         if not self.common:
             return None
         squares = [0.0, 0.0]
@@ -212,7 +214,7 @@ class StudyRow:
 
 
 def study_rows(comparison: Comparison) -> list[StudyRow]:
-    """The table, one row a study, in the order given."""
+    """One row for each study of a comparison, in the order given."""
     rows = []
     for at, study in enumerate(comparison.studies):
         volume = comparison.hypervolume(study.complete)

@@ -32,16 +32,16 @@ class FreshValues:
     images: int
 
     def qualities(self, measure: str) -> tuple[float, ...]:
-        """One a seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
+        """The quality of each seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
         return self.top1s if measure == "top1" else tuple(-nll for nll in self.nlls)
 
     def quality(self, measure: str) -> float:
-        """Their mean."""
+        """Mean of `qualities`."""
         return statistics.fmean(self.qualities(measure))
 
     @property
     def top1(self) -> float:
-        """Mean top-1."""
+        """Mean top-1 over seeds, 0 to 1."""
         return statistics.fmean(self.top1s)
 
     @property
@@ -51,7 +51,7 @@ class FreshValues:
 
     @property
     def nll(self) -> float:
-        """Mean NLL."""
+        """Mean NLL over seeds, nats."""
         return statistics.fmean(self.nlls)
 
 
@@ -75,7 +75,7 @@ class ConfirmedLayout:
 
     @property
     def key(self) -> str:
-        """Of the layout."""
+        """`HybridLayout.key` of the layout."""
         return self.record.key
 
 
@@ -119,7 +119,7 @@ class Hypervolumes:
 
     @property
     def optimism(self) -> float:
-        """Observed less confirmed on the same split, as a share of the confirmed."""
+        """Observed less confirmed on the same split, as a share of the confirmed; nan where that is 0."""
         return (self.observed - self.val) / self.val if self.val > 0 else math.nan
 
 
@@ -153,19 +153,19 @@ class Confirmation:
     gains: tuple[ConfirmedGain, ...]
 
     def layout(self, key: str) -> ConfirmedLayout | None:
-        """One layout by key; None if it was not confirmed."""
+        """The confirmed layout of this key; None if it was not confirmed."""
         return next((one for one in self.layouts if one.key == key), None)
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """Members of the front that cannot be told apart from a faster one by fresh seeds."""
+        """Keys of the members of the front whose fresh seeds do not tell them apart from a layout at least as fast."""
         return tuple(
             one.key for one in self.layouts if one.on_front and one.standing and one.standing.verdict == UNDECIDED
         )
 
 
 def confirmation(study: StudyData) -> Confirmation | None:
-    """What the confirmation of a study says; None if there was none."""
+    """The confirmation of a study, from the ledger's lines of `mvsearch confirm`; None where there is no such line."""
     lines = [line for line in study.evaluations if line.purpose == CONFIRM]
     if not lines:
         return None

@@ -45,7 +45,7 @@ class Findings:
 
     @cached_property
     def confirmation(self) -> Confirmation | None:
-        """The front with fresh seeds on the test split; None before `mvsearch confirm`."""
+        """What fresh seeds and the test split say of the front; None before `mvsearch confirm`."""
         return confirmation(self.study)
 
     @cached_property
@@ -55,7 +55,10 @@ class Findings:
 
     @cached_property
     def difference_noise(self) -> SeedNoise | None:
-        """The same for differences between layouts, from which what a seed does to all alike is taken out."""
+        """`noise` of the difference of two layouts of the same seeds; None where no two layouts share two seeds.
+
+        What a seed does to all layouts alike is taken out.
+        """
         return study_difference_noise(self.study)
 
     def noise_of(self, measure: str) -> SeedNoise | None:
@@ -79,17 +82,17 @@ class Findings:
 
     @cached_property
     def gains(self) -> list[Gain]:
-        """What the front offers in place of each complete hand-made layout, slowest first."""
+        """A `Gain` for each complete hand-made layout, slowest first: what the front offers in its place."""
         return gains(self.study)
 
     @cached_property
     def picks(self) -> dict[str, TrialRecord]:
-        """The knee, the fastest and the most accurate member of the front; empty where no layout is complete."""
+        """Members of the front by ``"knee"``, ``"fastest"``, ``"most-accurate"``; empty where no layout is complete."""
         return picks(self.study)
 
     @cached_property
     def named_baseline(self) -> TrialRecord | None:
-        """The hand-made layout that others are measured by; None where none is complete."""
+        """The complete reference layout, else the best hand-made one; None where no hand-made layout is complete."""
         return named_baseline(self.study)
 
     def margin(self, record: TrialRecord) -> Margin:
@@ -121,7 +124,7 @@ class Findings:
 
     @cached_property
     def insight(self) -> Insight:
-        """What ratio, placement, state and width do."""
+        """The comparisons of share, placement, state and width, each made when it is asked for."""
         return Insight(self.study)
 
     @property
@@ -130,5 +133,5 @@ class Findings:
         return self.study.importance
 
     def difference(self, record: TrialRecord, other: TrialRecord) -> Difference | None:
-        """One layout minus another in quality; None where one of them has none."""
+        """One layout minus another in quality; None where one of them was not trained in full."""
         return difference(self.study, self.confirmation, record, other)

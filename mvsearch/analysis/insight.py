@@ -91,7 +91,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class FactorComparison:
-    """All kinds of one factor on one outcome.
+    """The effect of each kind of one factor on one outcome, against a reference kind.
 
     Attributes:
         stage: number of the stage, from 1; 0 for the width, which is of the whole layout.
@@ -165,8 +165,11 @@ class Insight:
 
     @cached_property
     def comparisons(self) -> list[FactorComparison]:
-        """Every factor that varies, stage by stage: quality at matched parameters and at matched throughput, and
-        throughput at matched parameters; of the width, both at equal blocks and states."""
+        """The comparisons of every factor that varies, stage by stage, the width last.
+
+        Of a stage's factors: quality at matched parameters, quality at matched throughput, and throughput at matched
+        parameters. Of the width: quality and throughput at equal blocks and states.
+        """
         quality = self.study.measure
         found = []
         for stage in self.stages:
@@ -347,7 +350,8 @@ class Insight:
     # -- published patterns -------------------------------------------------------------------------------------------
 
     def published(self) -> list[NamedPattern]:
-        """The patterns of table 5 at one size: that at which most of them were tried (then the most trained one)."""
+        """The patterns of the paper's table 5, in its order, at the size at which the study tried most of them; empty
+        where it tried none."""
         sizes: dict[Hashable, dict[str, TrialRecord]] = {}
         for record, facts in self.layouts:
             hybrid = [fact for fact in facts if fact.hybrid]

@@ -40,7 +40,7 @@ class SeedNoise:
     df: int
 
     def se(self, seeds: int) -> float:
-        """Standard error of a mean over so many seeds."""
+        """Standard error of a mean over this many seeds."""
         return self.sd / math.sqrt(seeds)
 
 

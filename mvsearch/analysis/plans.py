@@ -91,7 +91,7 @@ def layouts_to_confirm(study: StudyData, count: int | None = None) -> list[Trial
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
+    """The trainings of one run of `calibrate` or `confirm`.
 
     Attributes:
         purpose: ``"calibrate"`` or ``"confirm"``; goes into the ledger's lines.

@@ -23,7 +23,7 @@ from mvsearch.study.record import TrialRecord
 
 @dataclass(frozen=True)
 class ExportedEntry:
-    """One entry written.
+    """One entry of the model library that an export has written.
 
     Attributes:
         name: what `mambavision.create_model` takes.

@@ -79,7 +79,7 @@ def ratio_name(comparison: FactorComparison) -> str:
 
 
 def front_title(study: StudyData) -> str:
-    """What was timed on what, and on a CPU what that does to the front."""
+    """The front's title: scan path and device that were timed, and on a CPU that this favours attention."""
     title = f"Accuracy against throughput, {study.scan} scan path timed on {study.device}"
     if study.on_cpu:
         title += "; on a CPU the scan is a Python loop, so this front favours attention for a kernel’s reason"
@@ -93,7 +93,7 @@ def reference_speed(study: StudyData) -> float | None:
 
 
 def hover(record: TrialRecord) -> str:
-    """What the pointer shows of a layout: strip, widths and states, numbers."""
+    """HTML that the pointer shows of a layout: name, strip, widths and states, quality, speed, costs."""
     name = f"Trial {record.number}" + (f" · {html.escape(record.baseline)}" if record.baseline else "")
     top1 = with_error(record.top1, record.top1_se, 2)
     nll = fixed(record.nll, 4) + (f" ± {record.nll_se:.4f}" if record.nll_se is not None else "")

@@ -18,7 +18,7 @@ def capital(text: str) -> str:
 
 
 def plot(name: str, caption: str, label: str) -> str:
-    """A place for a figure of the page's data, with its caption and what is read aloud."""
+    """HTML of an empty place that the page's script draws a figure in, with its caption and its spoken label."""
     return (
         f'<figure><div class="plot" data-figure="{html.escape(name)}" role="img" aria-label="{html.escape(label)}">'
         f"</div><figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -79,12 +79,15 @@ def nll_words(record: TrialRecord) -> str:
 
 
 def speed_words(record: TrialRecord, other: TrialRecord) -> str:
-    """Speed over the other's, ``"1.26×"``."""
+    """A layout's throughput over another's, ``"1.26×"``."""
     return factor((record.ratio or 0) / (other.ratio or 1))
 
 
 def difference_words(study: StudyData, difference: Difference | None) -> str:
-    """``"NLL −0.045 ± 0.012 and top-1 +1.5 ± 0.6 points"``, the study's measure first; what is within noise says so."""
+    """``"NLL −0.045 ± 0.012 and top-1 +1.5 ± 0.6 points"``, the study's measure first, as HTML.
+
+    ``"not measured"`` for None; a difference whose interval holds zero is said to be within the noise.
+    """
     if difference is None:
         return "not measured"
     nll = f"NLL {difference.nll:+.3f}" + (f" ± {difference.nll_half:.3f}" if difference.nll_half is not None else "")

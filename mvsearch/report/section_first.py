@@ -35,7 +35,8 @@ _NAV = (
 
 
 def first_screen(findings: Findings) -> str:
-    """Name, the answer, the verdicts, the gains, and what limits them."""
+    """HTML of the first screen: name, layout to take, verdicts, gains, how sure this is; without a complete layout,
+    that there is nothing to recommend."""
     study = findings.study
     complete, front = study.complete, study.front
     took = duration(study.ended - study.started)
@@ -162,7 +163,8 @@ def _card(findings: Findings, record: TrialRecord, which: Sequence[str], widest:
 
 
 def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
-    """Against the hand-made layouts: the named one, the best at its speed or faster, the fastest at its quality."""
+    """Sentences of HTML that compare a layout with the hand-made ones: the named one, the best that is at least as
+    fast, the fastest that is at least as good."""
     study = findings.study
     named = findings.named_baseline
     if named is None:

@@ -28,7 +28,7 @@ from mvsearch.report.words import DASH, factor, listed, percent, scaled, with_er
 
 
 def insight_section(findings: Findings) -> str:
-    """The section; empty where no complete layout has a hybrid stage."""
+    """HTML of the section; empty where no complete layout has a hybrid stage."""
     study, insight = findings.study, findings.insight
     if not insight.stages:
         return ""

@@ -25,7 +25,7 @@ _ON_FRONT = '<span class="tag on">front</span>'
 
 
 def trust_section(findings: Findings) -> str:
-    """Calibration and confirmation, where they are; else what they would say and how to get them."""
+    """HTML of what calibration and confirmation say, or how to get them; empty where no layout is complete."""
     study = findings.study
     if not study.complete:
         return ""

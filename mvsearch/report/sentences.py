@@ -45,14 +45,14 @@ def calibration_words(calibration: Calibration) -> list[str]:
 
 
 def calibration_short(calibration: Calibration) -> str:
-    """Its verdict in a few words."""
+    """``"verdict green, Kendall's tau 0.71 (95 % interval 0.52 to 0.85)"``, or that the layouts are too few."""
     if calibration.tau is None:
         return f"no verdict under {MIN_LAYOUTS} layouts"
     return f"verdict {calibration.verdict}, Kendall's tau {_interval(calibration.tau)}"
 
 
 def confirmation_short(confirmation: Confirmation) -> str:
-    """What became of the hypervolume, in a few words."""
+    """The front's hypervolume on the test images and as searched, and how many members are not confirmed."""
     missing = f"{len(confirmation.missing)} of the present front not confirmed" if confirmation.missing else ""
     if confirmation.hypervolume is None:
         return missing or "no layout of the front confirmed"

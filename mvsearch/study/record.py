@@ -116,7 +116,7 @@ class RungRecord:
         return self.top1s if measure == "top1" else tuple(-nll for nll in self.nlls)
 
     def quality(self, measure: str) -> float:
-        """Their mean."""
+        """Mean of `qualities`."""
         return statistics.fmean(self.qualities(measure))
 
 

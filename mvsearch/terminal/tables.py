@@ -200,7 +200,7 @@ def _gain_words(gain: ConfirmedGain) -> str:
 
 
 def print_dry_run(out: Console, name: str, done: DryRun) -> None:
-    """How a dry run went, and that nothing of it is true."""
+    """How a dry run went, and that all its values are made up."""
     full = f"{plural(done.outcome.complete, 'layout')} trained in full"
     out.print(f"\nDry run of {name}: {plural(done.layouts, 'layout')} asked for, {full}.")
     if len(done.rungs) > 1:
@@ -314,7 +314,7 @@ def _span(low: int, high: int) -> str:
 
 
 def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, done: int) -> None:
-    """What is about to happen, before it does."""
+    """What a launch is about to do: the space, the trainings, tokens, workers, baselines."""
     from mvsearch.space.describe import describe
 
     description = describe(space, samples=0)
@@ -475,7 +475,7 @@ def _print_published(out: Console, rows: Sequence[PatternRow]) -> None:
 
 
 def print_studies(out: Console, rows: list[tuple[str, str]]) -> None:
-    """Names of studies with a sentence each."""
+    """A line for each study: its name and a sentence about it."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, text in rows:
         table.add_row(Text(name, style="bold"), text)
