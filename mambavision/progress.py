@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Progress:
+class TrainingProgress:
     """A bar on a terminal, a line an epoch elsewhere, nothing where it is not wanted.
 
     Args:
@@ -30,7 +30,7 @@ class Progress:
         self.out: Console | None = None
         self._bar: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TrainingProgress:
         if not self.shown:
             return self
         try:

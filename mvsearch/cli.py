@@ -90,7 +90,7 @@ class Design(enum.StrEnum):
     placement = "placement"
 
 
-class Dtype(enum.StrEnum):
+class TimingDtype(enum.StrEnum):
     """Precision of a timing."""
 
     auto = "auto"
@@ -138,7 +138,7 @@ def launch(
         done = pretend(
             config,
             studies=studies,
-            where=Resources(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+            resources=Resources(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
             timings=timings,
             view=live.NoticesOnly(out),
             on_space=lambda searched, pool, new, done: tables.print_start(
@@ -158,7 +158,7 @@ def launch(
             folder, findings, outcome = run(
                 config,
                 studies=studies,
-                where=Resources(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
+                resources=Resources(workers=workers, gpus_per_trial=gpus_per_trial, address=address),
                 timings=timings,
                 view=view,
                 on_space=lambda searched, pool, new, done: tables.print_start(
@@ -253,11 +253,11 @@ def insight(
 
         tables.print_insight(console(), read_findings(folder), f"mvsearch report {folder.argument}")
         return
-    from mvsearch.analysis.insight import Insight
+    from mvsearch.analysis.findings import Findings
     from mvsearch.report.insight_words import insight_table
     from mvsearch.study.data import load_study
 
-    table = insight_table(Insight(load_study(folder)))
+    table = insight_table(Findings(load_study(folder)).insight)
     typer.echo(
         table.to_csv(index=False) if format is Format.csv else table.to_json(orient="records", indent=2), nl=False
     )
@@ -344,7 +344,7 @@ def bench(
     image_size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto: bfloat16 on a GPU that has it.")] = Dtype.auto,
+    dtype: Annotated[TimingDtype, typer.Option(help="auto: bfloat16 on a GPU that has it.")] = TimingDtype.auto,
     threads: Annotated[int, typer.Option(min=1, max=4096, help="PyTorch's threads on a CPU.")] = 1,
     window: Annotated[float, typer.Option(min=0.001, help="Seconds of a window.")] = 0.5,
     windows: Annotated[int, typer.Option(min=1, help="Windows of each model.")] = 5,

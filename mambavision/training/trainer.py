@@ -15,7 +15,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from mambavision.progress import Progress
+from mambavision.progress import TrainingProgress
 from mambavision.training.batch import checked_batch
 from mambavision.training.checkpoint import Parts, checkpoint_content, load_checkpoint
 from mambavision.training.errors import OtherTraining, TrainingDiverged, TrainingError
@@ -237,7 +237,7 @@ class Trainer:
             if not self._started:
                 self._start()
             state = self._state
-            out = Progress(self.progress, num_epochs, self._updates_in_epoch(), state.step)
+            out = TrainingProgress(self.progress, num_epochs, self._updates_in_epoch(), state.step)
             stack.enter_context(out)
             if state.epochs >= num_epochs:
                 out.line(f"all {num_epochs} epochs were done before")
@@ -277,7 +277,7 @@ class Trainer:
             self._folder.open_events(self._state.epochs)
         self._started = True
 
-    def _train_epoch(self, epoch: int, out: Progress) -> None:
+    def _train_epoch(self, epoch: int, out: TrainingProgress) -> None:
         state = self._state
         self.model.train()
         reseed(self.seed, epoch, 0, self.train_loader)

@@ -35,7 +35,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class CalibratedLayout:
-    """One layout, trained short and long.
+    """What the proxy and a long training measured of one layout.
 
     Attributes:
         key: of the layout.
@@ -110,7 +110,7 @@ class Calibration:
 
 
 def calibration(study: StudyData) -> Calibration | None:
-    """What the calibration of a study says; None if there was none.
+    """The calibration of a study, from the ledger's lines of `mvsearch calibrate`; None where there is no such line.
 
     Where trainings of several lengths are in the ledger, the longest with most layouts counts; where layouts have
     unequal numbers of seeds, as many as enough layouts for a verdict have.
@@ -124,17 +124,19 @@ def calibration(study: StudyData) -> Calibration | None:
     lengths = sorted({line.to_epoch for line in lines if line.what == TRAIN and line.to_epoch > epochs})
     long_epochs = max(
         lengths,
-        key=lambda length: (sum(bool(of.get(length)) for of in trained.values()), length),
+        key=lambda length: (sum(bool(by_epoch.get(length)) for by_epoch in trained.values()), length),
         default=0,
     )
-    counts = sorted((len(of.get(long_epochs, {})) for key, of in trained.items() if key not in failed), reverse=True)
+    counts = sorted(
+        (len(by_epoch.get(long_epochs, {})) for key, by_epoch in trained.items() if key not in failed), reverse=True
+    )
     seeds = (
         counts[MIN_LAYOUTS - 1] if len(counts) >= MIN_LAYOUTS and counts[MIN_LAYOUTS - 1] else max(counts, default=0)
     )
     records = {record.key: record for record in complete_records(study.records, measure)}
-    found = []
-    for key, of in trained.items():
-        longs, again = of.get(long_epochs, {}), of.get(epochs, {})
+    layouts = []
+    for key, by_epoch in trained.items():
+        longs, again = by_epoch.get(long_epochs, {}), by_epoch.get(epochs, {})
         record = records.get(key)
         if record is None or key in failed or not longs or len(longs) < seeds or not again:
             continue
@@ -142,7 +144,7 @@ def calibration(study: StudyData) -> Calibration | None:
         assert proxy is not None
         qualities = tuple(quality_of(longs[seed], measure) for seed in sorted(longs)[:seeds])
         repeated = [quality_of(again[seed], measure) for seed in sorted(again)][: max(1, len(record.seeds))]
-        found.append(
+        layouts.append(
             CalibratedLayout(
                 key=key,
                 number=record.number,
@@ -154,28 +156,28 @@ def calibration(study: StudyData) -> Calibration | None:
                 longs=qualities,
             )
         )
-    found.sort(key=lambda one: one.number)
-    noise = difference_noise([[one.longs for one in found]])
+    layouts.sort(key=lambda one: one.number)
+    noise = difference_noise([[one.longs for one in layouts]])
     plain = Calibration(
         measure=measure,
-        layouts=tuple(found),
-        unfinished=len(set(trained) - failed - {one.key for one in found}),
+        layouts=tuple(layouts),
+        unfinished=len(set(trained) - failed - {one.key for one in layouts}),
         failed=len(failed),
         epochs=epochs,
         long_epochs=long_epochs,
         seeds=seeds,
         noise=noise,
     )
-    if len(found) < MIN_LAYOUTS:
+    if len(layouts) < MIN_LAYOUTS:
         return plain
-    scores, longs_of_all = [one.proxy for one in found], [one.long for one in found]
+    scores, longs_of_all = [one.proxy for one in layouts], [one.long for one in layouts]
     tau = rank_correlation(scores, longs_of_all)
-    top = sorted(found, key=lambda one: -one.proxy)[:TOP]
+    top = sorted(layouts, key=lambda one: -one.proxy)[:TOP]
     regret = max(longs_of_all) - max(one.long for one in top)
     return dataclasses.replace(
         plain,
         tau=tau,
-        ceiling=rank_correlation(scores, [one.proxy_again for one in found]),
+        ceiling=rank_correlation(scores, [one.proxy_again for one in layouts]),
         regret=regret,
         regret_in_sd=regret / noise.sd if noise and noise.sd > 0 else None,
         verdict=verdict(tau.low),
@@ -183,7 +185,7 @@ def calibration(study: StudyData) -> Calibration | None:
 
 
 def verdict(low: float) -> str:
-    """``"green"``, ``"amber"`` or ``"red"`` for the lower end of tau's interval."""
+    """``"green"`` where the lower end of tau's interval is at least 0.4, ``"amber"`` from 0.2, else ``"red"``."""
     return GREEN if low >= GREEN_FROM else AMBER if low >= AMBER_FROM else RED
 
 

@@ -18,7 +18,15 @@ from mambavision.words import plural
 from mvsearch.analysis.gains import device_hours
 from mvsearch.study.data import StudyData
 from mvsearch.study.files import StudyError
-from mvsearch.study.front import Point, front_records, hypervolume, pareto_front, point_of
+from mvsearch.study.front import (
+    HypervolumeStep,
+    Point,
+    front_records,
+    hypervolume,
+    hypervolume_history,
+    pareto_front,
+    point_of,
+)
 from mvsearch.study.record import TrialRecord
 
 _FREE = {"proxy": ("root", "seeds"), "timing": ()}
@@ -26,7 +34,7 @@ _BAND = 0.25
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Studies that differ in their seed (and size) alone.
 
     Attributes:
@@ -40,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Attainment:
-    """What the studies of a group reach, at one throughput after another.
+    """The quality that a share of the studies of a group reaches, at each throughput of their fronts.
 
     Attributes:
         throughput: log2 of the ratio, rising.
@@ -56,7 +64,7 @@ class Attainment:
 
 
 @dataclass(frozen=True)
-class Common:
+class SharedLayout:
     """A layout that several studies have trained.
 
     Attributes:
@@ -95,14 +103,18 @@ class Comparison:
 
     @cached_property
     def reference_point(self) -> tuple[float, float]:
-        """One corner below all: the quality of a guess, and the slowest of the studies' own corners."""
+        """(quality, log2 throughput) below which nothing counts: the lowest of the studies' own, in each objective."""
         points = [study.reference_point for study in self.studies]
         return min(quality for quality, _ in points), min(throughput for _, throughput in points)
 
     def hypervolume(self, records: Sequence[TrialRecord]) -> float:
-        """Of some layouts, above `reference_point`."""
+        """Hypervolume of some layouts above `reference_point`, in units of quality times octaves."""
         points = [point for record in records if (point := point_of(record, self.measure))]
         return hypervolume(points, self.reference_point)
+
+    def hypervolume_steps(self, study: StudyData) -> list[HypervolumeStep]:
+        """Hypervolume of one study above `reference_point` after each complete layout, in the order they ended."""
+        return hypervolume_history(study.records, self.reference_point, self.measure)
 
     @cached_property
     def baselines(self) -> float:
@@ -111,25 +123,25 @@ class Comparison:
 
     @cached_property
     def joint_front(self) -> list[tuple[int, TrialRecord]]:
-        """The front of all studies together, slowest first: the study's position and its record."""
+        """The front of all studies together, slowest first, as pairs of a study's position and its record."""
         owners = {id(record): at for at, study in enumerate(self.studies) for record in study.complete}
         everything = [record for study in self.studies for record in study.complete]
         return [(owners[id(record)], record) for record in front_records(everything, self.measure)]
 
     @cached_property
-    def groups(self) -> list[Group]:
-        """Studies of one space, sampler and design, that is, seeds of the same search."""
+    def groups(self) -> list[SeedGroup]:
+        """The studies by what they share: those of one space, sampler and design are a group."""
         found: dict[str, list[int]] = {}
         for at, study in enumerate(self.studies):
             search = {k: study.setting("search", k) for k in ("sampler", "baselines", "design")}
             same = {k: study.setting(k) for k in ("layout", "budgets", "fidelity")} | search
             found.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(at)
         return [
-            Group(self.names[own[0]] + (f" and {len(own) - 1} more" if len(own) > 1 else ""), tuple(own))
+            SeedGroup(self.names[own[0]] + (f" and {len(own) - 1} more" if len(own) > 1 else ""), tuple(own))
             for own in found.values()
         ]
 
-    def attainment(self, group: Group) -> Attainment:
+    def attainment(self, group: SeedGroup) -> Attainment:
         """The attainment surfaces of a group (the empirical attainment function, cut at its quantiles)."""
         fronts = [
             pareto_front(p for r in self.studies[at].complete if (p := point_of(r, self.measure)))
@@ -147,19 +159,21 @@ class Comparison:
         )
 
     @cached_property
-    def common(self) -> list[Common]:
+    def common(self) -> list[SharedLayout]:
         """Layouts complete in two studies or more, best first."""
         found: dict[str, dict[int, TrialRecord]] = {}
         for at, study in enumerate(self.studies):
             for record in study.complete:
                 found.setdefault(record.key, {})[at] = record
-        shared = [Common(key, records) for key, records in found.items() if len(records) > 1]
+        shared = [SharedLayout(key, records) for key, records in found.items() if len(records) > 1]
         return sorted(shared, key=lambda one: -max(r.quality(self.measure) or -math.inf for r in one.records.values()))
 
     @cached_property
     def disagreement(self) -> tuple[float, float] | None:
-        """Standard deviation of quality, and of log2 throughput, of one layout between studies; None without common
-        ones. Where the studies have the same seed, the trainings were the same, and the first says little."""
+        """Standard deviations between studies of one layout's quality and log2 throughput; None without `common`.
+
+        Where the studies have the same seed, the trainings were the same, and the first says little.
+        """
         if not self.common:
             return None
         squares = [0.0, 0.0]
@@ -173,7 +187,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One study in the table of a comparison.
 
     Attributes:
@@ -199,13 +213,13 @@ class Row:
     joint: int
 
 
-def rows_of(comparison: Comparison) -> list[Row]:
-    """The table, one row a study, in the order given."""
+def study_rows(comparison: Comparison) -> list[StudyRow]:
+    """One row for each study of a comparison, in the order given."""
     rows = []
     for at, study in enumerate(comparison.studies):
         volume = comparison.hypervolume(study.complete)
         rows.append(
-            Row(
+            StudyRow(
                 name=comparison.names[at],
                 sampler=str(study.setting("search", "design") or study.setting("search", "sampler", default="–")),
                 seed=int(study.setting("search", "seed", default=0)),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class FreshValues:
     """Values of fresh trainings of one layout on one split.
 
     Attributes:
@@ -33,17 +33,17 @@ class Fresh:
     images: int
 
     def qualities(self, measure: str) -> tuple[float, ...]:
-        """One a seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
+        """The quality of each seed, larger is better: minus the NLL for ``"nll"``, top-1 for ``"top1"``."""
         own = Measure(measure)
         return tuple(own.quality(value) for value in own.choose(nll=self.nlls, top1=self.top1s))
 
     def quality(self, measure: str) -> float:
-        """Their mean."""
+        """Mean of `qualities`."""
         return statistics.fmean(self.qualities(measure))
 
     @property
     def top1(self) -> float:
-        """Mean top-1."""
+        """Mean top-1 over seeds, 0 to 1."""
         return statistics.fmean(self.top1s)
 
     @property
@@ -53,7 +53,7 @@ class Fresh:
 
     @property
     def nll(self) -> float:
-        """Mean NLL."""
+        """Mean NLL over seeds, nats."""
         return statistics.fmean(self.nlls)
 
 
@@ -66,18 +66,18 @@ class ConfirmedLayout:
         on_front: whether it stands on the search's front; else it is a hand-made layout to compare with.
         val: the fresh trainings on the validation split, which the search chose by.
         test: the same trainings on the test split, which it never saw.
-        standing: its place on the test split, see `front.standings`; None with one seed.
+        standing: its place on the test split, see `noise.standings`; None with one seed.
     """
 
     record: TrialRecord
     on_front: bool
-    val: Fresh
-    test: Fresh
+    val: FreshValues
+    test: FreshValues
     standing: Standing | None = None
 
     @property
     def key(self) -> str:
-        """Of the layout."""
+        """`HybridLayout.key` of the layout."""
         return self.record.key
 
 
@@ -121,7 +121,7 @@ class Hypervolumes:
 
     @property
     def optimism(self) -> float:
-        """Observed less confirmed on the same split, as a share of the confirmed."""
+        """Observed less confirmed on the same split, as a share of the confirmed; nan where that is 0."""
         return (self.observed - self.val) / self.val if self.val > 0 else math.nan
 
 
@@ -154,51 +154,51 @@ class Confirmation:
     baselines_hypervolume: Hypervolumes | None
     gains: tuple[ConfirmedGain, ...]
 
-    def of(self, key: str) -> ConfirmedLayout | None:
-        """One layout by key; None if it was not confirmed."""
+    def layout(self, key: str) -> ConfirmedLayout | None:
+        """The confirmed layout of this key; None if it was not confirmed."""
         return next((one for one in self.layouts if one.key == key), None)
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """Members of the front that cannot be told apart from a faster one by fresh seeds."""
+        """Keys of the members of the front whose fresh seeds do not tell them apart from a layout at least as fast."""
         return tuple(
             one.key for one in self.layouts if one.on_front and one.standing and one.standing.verdict == UNDECIDED
         )
 
 
 def confirmation(study: StudyData) -> Confirmation | None:
-    """What the confirmation of a study says; None if there was none."""
+    """The confirmation of a study, from the ledger's lines of `mvsearch confirm`; None where there is no such line."""
     lines = [line for line in study.evaluations if line.purpose == CONFIRM]
     if not lines:
         return None
     measure, epochs = study.measure, int(study.setting("proxy", "epochs"))
     records = {record.key: record for record in complete_records(study.records, measure)}
-    trained = {key: of.get(epochs, {}) for key, of in by_layout(lines).items()}
+    trained = {key: by_seed.get(epochs, {}) for key, by_seed in by_layout(lines).items()}
     failed = failed_layouts(lines, CONFIRM)
-    seeds = max((len(of) for of in trained.values()), default=0)
+    seeds = max((len(by_seed) for by_seed in trained.values()), default=0)
     members = {record.key for record in study.front}
-    found = []
-    for key, of in trained.items():
-        if key in records and key not in failed and of and len(of) == seeds:
-            ordered = [of[seed] for seed in sorted(of)]
+    layouts = []
+    for key, by_seed in trained.items():
+        if key in records and key not in failed and by_seed and len(by_seed) == seeds:
+            ordered = [by_seed[seed] for seed in sorted(by_seed)]
             on_front = key in members
             if on_front or records[key].baseline:
-                found.append(ConfirmedLayout(records[key], on_front, _fresh(ordered, ""), _fresh(ordered, "test_")))
-    found.sort(key=lambda one: one.record.ratio or 0.0)
-    noise = difference_noise([[one.test.qualities(measure) for one in found]])
-    points = [_point(one, one.test.quality(measure)) for one in found]
+                layouts.append(ConfirmedLayout(records[key], on_front, _fresh(ordered, ""), _fresh(ordered, "test_")))
+    layouts.sort(key=lambda one: one.record.ratio or 0.0)
+    noise = difference_noise([[one.test.qualities(measure) for one in layouts]])
+    points = [_point(one, one.test.quality(measure)) for one in layouts]
     if noise is not None and noise.sd > 0:
-        judged = standings(points, {one.key: seeds for one in found}, noise)
-        found = [
+        judged = standings(points, {one.key: seeds for one in layouts}, noise)
+        layouts = [
             ConfirmedLayout(one.record, one.on_front, one.val, one.test, standing)
-            for one, standing in zip(found, judged, strict=True)
+            for one, standing in zip(layouts, judged, strict=True)
         ]
-    done = {one.key for one in found}
-    own = [one for one in found if one.on_front]
-    baselines = [one for one in found if one.record.baseline]
+    done = {one.key for one in layouts}
+    own = [one for one in layouts if one.on_front]
+    baselines = [one for one in layouts if one.record.baseline]
     return Confirmation(
         measure=measure,
-        layouts=tuple(found),
+        layouts=tuple(layouts),
         missing=tuple(record.key for record in study.front if record.key not in done),
         failed=len(failed),
         seeds=seeds,
@@ -251,8 +251,8 @@ def _gains(
         )
 
 
-def _fresh(lines: Sequence[Evaluation], prefix: str) -> Fresh:
-    return Fresh(
+def _fresh(lines: Sequence[Evaluation], prefix: str) -> FreshValues:
+    return FreshValues(
         nlls=tuple(line.values[f"{prefix}nll"] for line in lines),
         top1s=tuple(line.values[f"{prefix}top1"] for line in lines),
         images=int(lines[0].values["test_images" if prefix else "val_images"]),

@@ -47,7 +47,7 @@ ORDERS = (ALL_SCAN, "last", "first", "alternating", "middle", "both ends", "mixe
 
 
 def placement(attends: Sequence[bool]) -> str:
-    """Name of an order of blocks.
+    """The name, one of `ORDERS`, of where a stage's attention blocks stand among its others.
 
     ``"all Mamba"`` and ``"all attention"``; ``"last"`` and ``"first"`` (all attention blocks in one run at that end);
     ``"alternating"`` (no two neighbours alike, at least three blocks); ``"middle"`` (one run that touches neither end);
@@ -117,5 +117,5 @@ def outcome_of(record: TrialRecord, outcome: str) -> float | None:
 
 
 def log_cost(record: TrialRecord, matched: str) -> float:
-    """Natural log of the cost that is to be equal."""
+    """Natural log of what matched layouts share: the throughput ratio for ``"throughput"``, else parameters."""
     return math.log(record.ratio or 1.0) if matched == "throughput" else math.log(record.params or 1)

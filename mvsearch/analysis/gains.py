@@ -76,7 +76,7 @@ class Difference:
     seeds: int | None = None
 
     def clear(self, measure: str) -> bool | None:
-        """Whether the interval of a measure leaves out nought; None without an interval."""
+        """Whether the interval of a measure leaves out zero; None without an interval."""
         value, half = Measure(measure).choose(nll=(self.nll, self.nll_half), top1=(self.top1, self.top1_half))
         return None if half is None else abs(value) > half
 
@@ -86,11 +86,11 @@ def difference(
 ) -> Difference | None:
     """Compare two layouts: by fresh seeds on the test split where both were confirmed, else as the search measured.
 
-    The noise is that of differences between layouts of the same seeds, pooled (`front.difference_noise`); intervals are
+    The noise is that of differences between layouts of the same seeds, pooled (`noise.difference_noise`); intervals are
     Student's t at 95 %.
     """
-    mine = confirmed.of(record.key) if confirmed else None
-    theirs = confirmed.of(other.key) if confirmed else None
+    mine = confirmed.layout(record.key) if confirmed else None
+    theirs = confirmed.layout(other.key) if confirmed else None
     if confirmed and mine and theirs:
         n = confirmed.seeds
         noises = [difference_noise([[one.test.qualities(m) for one in confirmed.layouts]]) for m in Measure]
@@ -112,13 +112,13 @@ def _half(noise: SeedNoise | None, first: int, second: int) -> float | None:
 
 
 def named_baseline(study: StudyData) -> TrialRecord | None:
-    """The hand-made layout that others are measured by: the reference ("last half"), else the best one."""
+    """The complete reference layout ("last half"), else the best hand-made one; None where none is complete."""
     reference = next((r for r in study.baselines if r.key == study.reference_key), None)
     return reference or max(study.baselines, key=lambda r: r.quality(study.measure) or -math.inf, default=None)
 
 
 def gains(study: StudyData) -> list[Gain]:
-    """One for each complete hand-made layout, slowest first. Every one is met or beaten by the front, by definition."""
+    """A gain for each complete hand-made layout, slowest first; each is met or beaten by the front, by definition."""
     found = []
     members = [(record, point) for record in study.front if (point := point_of(record, study.measure))]
     for baseline in sorted(study.baselines, key=lambda record: record.ratio or 0.0):
@@ -134,7 +134,7 @@ def gains(study: StudyData) -> list[Gain]:
 
 
 def picks(study: StudyData) -> dict[str, TrialRecord]:
-    """The knee, the fastest and the most accurate member of the front; empty where no layout is complete."""
+    """Members of the front by ``"knee"``, ``"fastest"`` and ``"most-accurate"``; empty where no layout is complete."""
     by_point: dict[Point, TrialRecord] = {}
     for record in study.front:
         point = point_of(record, study.measure)
@@ -144,7 +144,7 @@ def picks(study: StudyData) -> dict[str, TrialRecord]:
 
 
 def validation_images(study: StudyData) -> int | None:
-    """Images that a layout's quality was measured on, as the trainings (else the config) say it."""
+    """Images that quality was measured on, by the trainings, else by the configuration; None where neither says it."""
     for record in study.records:
         for line in record.evaluations:
             if line.values.get("val_images"):
@@ -154,7 +154,7 @@ def validation_images(study: StudyData) -> int | None:
 
 
 def device_hours(study: StudyData) -> Callable[[float], float]:
-    """Hours that all workers together had spent timing and training by a moment given in Unix seconds."""
+    """A function from a moment in Unix seconds to the hours that all workers had spent timing and training by then."""
     done = (line for record in study.records for line in record.evaluations if 0 < line.started < line.ended)
     lines = sorted((line.ended, line.ended - line.started) for line in done)
     ends = [end for end, _ in lines]
@@ -164,7 +164,7 @@ def device_hours(study: StudyData) -> Callable[[float], float]:
 
 @dataclass(frozen=True)
 class Reordering:
-    """Where top-1 and NLL disagree.
+    """How the front would change if the other of NLL and top-1 decided it.
 
     Attributes:
         gained: layouts on the front by the other measure only.

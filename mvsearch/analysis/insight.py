@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,7 +40,7 @@ from mvsearch.analysis.facts import (
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL, OutcomeModel, feature
 from mvsearch.analysis.pairs import MIN_TRIALS, joined_within, paired_differences
 from mvsearch.analysis.repeated import quality_of
-from mvsearch.space.published import PUBLISHED, published_blocks
+from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import TRAIN, TrialRecord
 
@@ -89,7 +89,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class FactorComparison:
-    """All kinds of one factor on one outcome.
+    """The effect of each kind of one factor on one outcome, against a reference kind.
 
     Attributes:
         stage: number of the stage, from 1; 0 for the width, which is of the whole layout.
@@ -131,6 +131,14 @@ class NamedPattern:
     record: TrialRecord | None
 
 
+def by_factor(comparisons: Iterable[FactorComparison]) -> dict[tuple[int, str], list[FactorComparison]]:
+    """Comparisons by stage (0 for the width) and factor, in the order given."""
+    groups: dict[tuple[int, str], list[FactorComparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison.stage, comparison.factor), []).append(comparison)
+    return groups
+
+
 def share_bin(share: float) -> str:
     """The kind of an attention share from 0 to 1, one of `SHARES`."""
     if share in (0, 1):
@@ -155,18 +163,30 @@ class Insight:
 
     @cached_property
     def comparisons(self) -> list[FactorComparison]:
-        """Every factor that varies, stage by stage: quality at matched parameters and at matched throughput, and
-        throughput at matched parameters; of the width, both at equal blocks and states."""
+        """The comparisons of every factor that varies, stage by stage, the width last.
+
+        Of a stage's factors: quality at matched parameters, quality at matched throughput, and throughput at matched
+        parameters. Of the width: quality and throughput at equal blocks and states.
+        """
         quality = self.study.measure
         found = []
         for stage in self.stages:
             for factor in ("share", "placement", "state"):
-                if len(set(self._kinds(stage, factor, quality)[1])) > 1:
+                if len(self.kinds(stage, factor)) > 1:
                     for outcome, matched in ((quality, "params"), (quality, "throughput"), ("throughput", "params")):
                         found.append(self.compare(stage, factor, outcome, matched))
-        if len(set(self._kinds(0, "width", quality)[1])) > 1:
+        if len(self.kinds(0, "width")) > 1:
             found += [self.compare(0, "width", outcome, "rest") for outcome in (quality, "throughput")]
         return found
+
+    @property
+    def intervals(self) -> int:
+        """How many effects of all comparisons have an interval."""
+        return sum(len(comparison.known) for comparison in self.comparisons)
+
+    def kinds(self, stage: int, factor: str) -> set[str]:
+        """The kinds of a factor that occur among the layouts compared, e.g. ``{"last", "mixed"}``."""
+        return set(self._kinds(stage, factor, self.study.measure)[1])
 
     def skill(self, outcome: str, matched: str) -> float | None:
         """Share of the variance of unseen layouts that a model explains (leave one out); None where there is none."""
@@ -327,11 +347,12 @@ class Insight:
     # -- published patterns -------------------------------------------------------------------------------------------
 
     def published(self) -> list[NamedPattern]:
-        """The patterns of table 5 at one size: that at which most of them were tried (then the most trained one)."""
+        """The patterns of the paper's table 5, in its order, at the size at which the study tried most of them; empty
+        where it tried none."""
         sizes: dict[Hashable, dict[str, TrialRecord]] = {}
         for record, facts in self.layouts:
             hybrid = [fact for fact in facts if fact.hybrid]
-            for name in PUBLISHED:
+            for name in PUBLISHED_PATTERNS:
                 if hybrid and all(f.blocks == published_blocks(name, len(f.blocks), _mamba(f.blocks)) for f in hybrid):
                     # Where nothing scans the state means nothing: such a layout belongs to every state.
                     size = tuple((fact.dim, len(fact.blocks)) for fact in facts)
@@ -342,7 +363,7 @@ class Insight:
         best = max(sizes.items(), key=lambda item: len(item[1]))
         (size, states), found = best  # type: ignore[misc]
         found = {**sizes.get((size, None), {}), **found}
-        return [NamedPattern(name, top1, found.get(name)) for name, top1 in PUBLISHED.items()]
+        return [NamedPattern(name, top1, found.get(name)) for name, top1 in PUBLISHED_PATTERNS.items()]
 
 
 def _mamba(blocks: str) -> str:

@@ -28,7 +28,11 @@ _FIT_ON = 150
 
 
 def feature(fact: StageFacts, name: str) -> float:
-    """One number about a stage: share of attention, its centre of mass, changes of letter, log2 of the state."""
+    """One number about a stage.
+
+    ``"share"`` of attention blocks (0 to 1), their ``"centre"`` (0 to 1; 0.5 where there are none), ``"turns"``
+    (changes of letter over neighbours), ``"depth"`` (blocks), else log2 of the state size (nan where nothing scans).
+    """
     if name == "share":
         return fact.share
     if name == "centre":

@@ -40,7 +40,7 @@ class SeedNoise:
     df: int
 
     def se(self, seeds: int) -> float:
-        """Standard error of a mean over so many seeds."""
+        """Standard error of a mean over this many seeds."""
         return self.sd / math.sqrt(seeds)
 
 
@@ -175,7 +175,7 @@ def study_noise(study: StudyData, measure: str | None = None) -> SeedNoise | Non
 
 
 def study_difference_noise(study: StudyData, measure: str | None = None) -> SeedNoise | None:
-    """The same for differences between layouts trained with the same seeds, see `front.difference_noise`."""
+    """The same for differences between layouts trained with the same seeds, see `difference_noise`."""
     return difference_noise(_repeated(study, measure))
 
 
@@ -185,10 +185,12 @@ def _repeated(study: StudyData, measure: str | None = None) -> list[list[tuple[f
     found: dict[str, dict[str, dict[int, float]]] = {}
     for line in study.evaluations:
         if line.what == TRAIN and line.to_epoch == epochs and line.seed is not None:
-            of = found.setdefault(line.purpose, {}).setdefault(line.key, {})
-            of[line.seed] = quality_of(line, measure or study.measure)
+            by_seed = found.setdefault(line.purpose, {}).setdefault(line.key, {})
+            by_seed[line.seed] = quality_of(line, measure or study.measure)
     tables = []
     for layouts in found.values():
-        most = max(len(of) for of in layouts.values())
-        tables.append([tuple(of[seed] for seed in sorted(of)) for of in layouts.values() if len(of) == most])
+        most = max(len(by_seed) for by_seed in layouts.values())
+        tables.append(
+            [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in layouts.values() if len(by_seed) == most]
+        )
     return tables

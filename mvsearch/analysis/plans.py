@@ -20,11 +20,11 @@ MIN_LAYOUTS = 12
 """Below this a rank correlation says nothing."""
 
 
-FACTORS = (4, 8)
+EPOCH_FACTORS = (4, 8)
 """Least and most epochs of a long training, as a multiple of the proxy's."""
 
 
-def choose_layouts(
+def layouts_to_calibrate(
     records: Iterable[TrialRecord], measure: str, count: int, *, begun: Iterable[str] = ()
 ) -> list[TrialRecord]:
     """Layouts to calibrate on: the hand-made ones and those begun, then a sample stratified over score and throughput.
@@ -59,7 +59,7 @@ def choose_layouts(
     return sorted(chosen, key=lambda record: record.number)
 
 
-def to_confirm(study: StudyData, count: int | None = None) -> list[TrialRecord]:
+def layouts_to_confirm(study: StudyData, count: int | None = None) -> list[TrialRecord]:
     """The layouts that `confirm` trains: the front and the hand-made ones, each once.
 
     Args:
@@ -76,7 +76,7 @@ def to_confirm(study: StudyData, count: int | None = None) -> list[TrialRecord]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
+    """The trainings of one run of `calibrate` or `confirm`.
 
     Attributes:
         purpose: ``"calibrate"`` or ``"confirm"``; goes into the ledger's lines.
@@ -99,7 +99,7 @@ class Plan:
         return len(self.records) * len(self.seeds) * self.stops[-1]
 
 
-def plan_calibrate(study: StudyData, *, layouts: int = 16, factor: int = FACTORS[0], seeds: int = 2) -> Plan:
+def plan_calibrate(study: StudyData, *, layouts: int = 16, factor: int = EPOCH_FACTORS[0], seeds: int = 2) -> Plan:
     """What `calibrate` trains: layouts of all scores and speeds, long.
 
     A training is measured after each multiple of the proxy's epochs. After the first it is the proxy over again, with
@@ -109,7 +109,7 @@ def plan_calibrate(study: StudyData, *, layouts: int = 16, factor: int = FACTORS
         StudyError: a number that is not allowed, or too few complete layouts.
     """
     _whole("layouts", layouts, MIN_LAYOUTS, why="under 12 a rank correlation says nothing")
-    _whole("budget-factor", factor, *FACTORS, why="a long training is 4 to 8 times the proxy")
+    _whole("budget-factor", factor, *EPOCH_FACTORS, why="a long training is 4 to 8 times the proxy")
     _whole("seeds", seeds, 2, MAX_SEEDS)
     if len(study.complete) < MIN_LAYOUTS:
         raise StudyError(
@@ -117,7 +117,7 @@ def plan_calibrate(study: StudyData, *, layouts: int = 16, factor: int = FACTORS
             "go on with the search (--set search.trials=…) first"
         )
     begun = {line.key for line in study.evaluations if line.purpose == CALIBRATE}
-    chosen = choose_layouts(study.records, study.measure, layouts, begun=begun)
+    chosen = layouts_to_calibrate(study.records, study.measure, layouts, begun=begun)
     # Hand-made ones first, then in no order, so that a time limit leaves a sample of all scores.
     own = [record for record in chosen if not record.baseline]
     random.Random(study.setting("search", "seed", default=0)).shuffle(own)
@@ -142,7 +142,7 @@ def plan_confirm(study: StudyData, *, layouts: int | None = None, seeds: int = 3
     _whole("seeds", seeds, 2, MAX_SEEDS)
     if not study.front:
         raise StudyError(f"{study.name}: no layout has been trained in full yet, so there is no front to confirm")
-    chosen = to_confirm(study, layouts)
+    chosen = layouts_to_confirm(study, layouts)
     # Hand-made ones first: without them nothing on the front can be compared.
     chosen.sort(key=lambda record: record.baseline is None)
     search_seed = study.setting("search", "seed", default=0)

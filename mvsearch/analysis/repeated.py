@@ -27,9 +27,9 @@ def by_layout(lines: Iterable[Evaluation]) -> dict[str, dict[int, dict[int, Eval
     """Trainings by layout key, epochs at their end and seed; a seed trained twice counts once."""
     found: dict[str, dict[int, dict[int, Evaluation]]] = {}
     for line in lines:
-        of = found.setdefault(line.key, {})
+        by_epoch = found.setdefault(line.key, {})
         if line.what == TRAIN and line.seed is not None:
-            of.setdefault(line.to_epoch, {}).setdefault(line.seed, line)
+            by_epoch.setdefault(line.to_epoch, {}).setdefault(line.seed, line)
     return found
 
 

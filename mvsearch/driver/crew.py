@@ -154,7 +154,7 @@ class Crew:
             self._worker_of[job.id] = event.worker
             self.doing[event.worker] = f"{_name(job)}: {'timing' if job.what == TIME else 'training'}"
         elif isinstance(event, Progress):
-            last = self._last_epoch or event.of
+            last = self._last_epoch or event.epochs
             self.doing[self._worker_of[job.id]] = (
                 f"{_name(job)}: epoch {event.epoch} of {last}, training loss {event.train_loss:.3f}"
             )

@@ -49,7 +49,7 @@ def dry_run(
     config: StudyConfig,
     *,
     studies: Path,
-    where: Resources,
+    resources: Resources,
     timings: Path | None,
     view: View,
     on_space: Callable[[SearchSpace, Pool, bool, int], None],
@@ -61,7 +61,7 @@ def dry_run(
     Args:
         config: the resolved configuration.
         studies: the folder of all studies, where a warm start finds the one it names.
-        where: ``workers`` is the number of pretended devices; None: as many as a launch would use here.
+        resources: ``workers`` is the number of pretended devices; None: as many as a launch would use here.
         timings: must be None: throughputs are made up too.
         view: what a person sees while it runs.
         on_space: as for `launch`.
@@ -73,15 +73,15 @@ def dry_run(
     import torch
 
     for name, value in (
-        ("address", where.address),
-        ("gpus-per-trial", where.gpus_per_trial),
+        ("address", resources.address),
+        ("gpus-per-trial", resources.gpus_per_trial),
         ("timings", timings),
     ):
         if value is not None:
             raise PoolError(f"{name}: {value} is not allowed with --dry-run, which pretends; only --workers is")
-    if where.workers is not None and where.workers < 1:
-        raise PoolError(f"workers: {where.workers} is not allowed; 1 or more")
-    devices = where.workers or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    if resources.workers is not None and resources.workers < 1:
+        raise PoolError(f"workers: {resources.workers} is not allowed; 1 or more")
+    devices = resources.workers or torch.cuda.device_count() or len(os.sched_getaffinity(0))
     table = config.throughput.file  # says what the space holds; its throughputs are made up like everything
     recorded = read_timings(Path(table).expanduser()) if table else None
     limits = ("hours", "device_hours")

@@ -17,11 +17,11 @@ from mvsearch.analysis.facts import StageFacts, comparable
 from mvsearch.study.data import StudyData
 from mvsearch.study.front import point_of
 
-MIN_TRIALS = 20
+MIN_LAYOUTS_RANKED = 20
 """Fewer layouts say nothing."""
 
 
-BEST = 0.1
+BEST_SHARE = 0.1
 """The share of the layouts that counts as the best: of five at least, as Optuna advises."""
 
 
@@ -30,11 +30,11 @@ def importances(study: StudyData) -> dict[str, dict[str, float]] | None:
 
     Returns:
         ``{"quality": {"width": 0.6, "stage 2 attention share": …}, "throughput": …, "both": …}``; None where fewer than
-        `MIN_TRIALS` layouts can be compared, or nothing varies.
+        `MIN_LAYOUTS_RANKED` layouts can be compared, or nothing varies.
     """
     trials = []
     pairs = [(r, facts, point) for r, facts in comparable(study) if (point := point_of(r, study.measure))]
-    if len(pairs) < MIN_TRIALS:
+    if len(pairs) < MIN_LAYOUTS_RANKED:
         return None
     rows = [_factors(facts) for _, facts, _ in pairs]
     distributions = _distributions(rows)
@@ -56,7 +56,7 @@ def importances(study: StudyData) -> dict[str, dict[str, float]] | None:
     optuna.logging.set_verbosity(verbosity)
     made.add_trials(trials)
     targets = {"quality": lambda t: t.values[0], "throughput": lambda t: t.values[1], "both": None}
-    quantile = max(BEST, 5 / len(trials))
+    quantile = max(BEST_SHARE, 5 / len(trials))
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -47,7 +47,7 @@ def launch(
     config: StudyConfig,
     *,
     studies: Path,
-    where: Resources,
+    resources: Resources,
     timings: Path | None,
     view: View,
     on_space: Callable[[SearchSpace, Pool, bool, int], None],
@@ -57,7 +57,7 @@ def launch(
     Args:
         config: the resolved configuration.
         studies: the folder of all studies.
-        where: where the work runs.
+        resources: where the work runs.
         timings: recorded timings to take instead of measuring: short for ``throughput.file``.
         view: what a person sees while it runs.
         on_space: called once before the search starts, with the space, the pool, whether the study is new, and
@@ -84,7 +84,7 @@ def launch(
     space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
     space.check()
     if recorded:
-        check_table(recorded, config, space, where)
+        check_table(recorded, config, space, resources)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
@@ -98,7 +98,7 @@ def launch(
         check_settings(folder, config)
         new = folder.is_new
         source = source_study(config, folder) if new else None
-        pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference()), data, where)
+        pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference()), data, resources)
         try:
             surroundings = environment(config, space, data, pool, folder)
             plan = plan_warm_start(config, space, source, surroundings) if new else read_warm_start(config, folder)
@@ -123,7 +123,7 @@ def launch(
 
 
 def check_table(
-    recorded: dict[str, RecordedTiming], config: StudyConfig, space: SearchSpace, where: Resources | None
+    recorded: dict[str, RecordedTiming], config: StudyConfig, space: SearchSpace, resources: Resources | None
 ) -> None:
     """Keep throughputs of two devices apart: with `skip` the space is limited to the table.
 
@@ -131,7 +131,7 @@ def check_table(
         recorded: the table.
         config: of the study.
         space: of the study.
-        where: of a launch; None for a dry run, which may stand for a launch on any device.
+        resources: of a launch; None for a dry run, which may stand for a launch on any device.
     """
     expected = {
         "reference": space.reference().key,
@@ -151,12 +151,12 @@ def check_table(
             )
         space.limit_to(layouts)
         return
-    if where is None:
+    if resources is None:
         return
-    here = "cuda" if on_gpu(where) else "cpu"
+    here = "cuda" if on_gpu(resources) else "cpu"
     devices = {timing.device for timing in recorded.values()} - {"not recorded"}
     other = next((device for device in sorted(devices) if device.partition(":")[0] != here), None)
-    if other is not None and where.address is None:
+    if other is not None and resources.address is None:
         raise StudyError(
             f"throughput.others: measure is not allowed; the table was measured on {other!r}, and layouts that are not "
             f"in it would be on {here!r}. With skip only the layouts of the table are tried"

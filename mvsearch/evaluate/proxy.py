@@ -38,7 +38,7 @@ class EpochDone:
     """Progress: an epoch has ended. `train_loss` is its mean over the batches, nats."""
 
     epoch: int
-    of: int
+    epochs: int
     train_loss: float
 
 

@@ -124,7 +124,7 @@ class TrainingWorker:
             try:
                 for event in steps:
                     if isinstance(event, EpochDone):
-                        yield Progress(job.id, event.epoch, event.of, event.train_loss)
+                        yield Progress(job.id, event.epoch, event.epochs, event.train_loss)
                     else:
                         yield self._trained(job, event, parts, measured)
                 return

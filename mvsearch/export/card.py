@@ -117,7 +117,7 @@ logits = model((images_uint8.float() / 255 - mean) / std)  # (B, {data["channels
 
 def _confirmed_words(findings: Findings, record: TrialRecord) -> str:
     study = findings.study
-    fresh = findings.confirmation.of(record.key) if findings.confirmation else None
+    fresh = findings.confirmation.layout(record.key) if findings.confirmation else None
     if fresh is None:
         return f"Found by the search `{study.name}` of mvsearch; not confirmed with fresh seeds or on the test split."
     spread = f", standard deviation {100 * fresh.test.top1_sd:.2f} points" if fresh.test.top1_sd is not None else ""
@@ -129,7 +129,7 @@ def _confirmed_words(findings: Findings, record: TrialRecord) -> str:
 
 def _confirmed_row(findings: Findings, record: TrialRecord) -> str:
     study = findings.study
-    fresh = findings.confirmation.of(record.key) if findings.confirmation else None
+    fresh = findings.confirmation.layout(record.key) if findings.confirmation else None
     if fresh is None:
         return ""
     return (

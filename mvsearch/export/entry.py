@@ -17,13 +17,13 @@ from mvsearch.export.weights import CONFIRMED, RETRAINED, SEARCHED, Weights, kep
 from mvsearch.study.data import StudyData
 from mvsearch.study.files import StudyError
 from mvsearch.study.folder import StudyFolder
-from mvsearch.study.front import PICKS, pick, point_of
+from mvsearch.study.front import PICKS
 from mvsearch.study.record import TrialRecord
 
 
 @dataclass(frozen=True)
-class Exported:
-    """One entry written.
+class ExportedEntry:
+    """One entry of the model library that an export has written.
 
     Attributes:
         name: what `mambavision.create_model` takes.
@@ -49,7 +49,7 @@ def export(
     kind: str | None = None,
     retrain_epochs: int | None = None,
     onnx: bool = False,
-) -> list[Exported]:
+) -> list[ExportedEntry]:
     """Write library entries from a study.
 
     Args:
@@ -71,7 +71,7 @@ def export(
         TrainingError, TrainingDiverged, KeyboardInterrupt, SystemExit: of a retraining.
     """
     study = findings.study
-    chosen = _choose(study, which)
+    chosen = _choose(findings, which)
     if kind not in (None, SEARCHED, CONFIRMED):
         raise StudyError(f"weights: {kind!r} is not allowed; {SEARCHED} or {CONFIRMED}")
     if retrain_epochs is not None and (type(retrain_epochs) is not int or retrain_epochs < 1):
@@ -118,7 +118,7 @@ def export(
             overwrite=overwrite,
             complete=_write_onnx(layout, state, study, config["input_size"][1]) if onnx else None,
         )
-        exported.append(Exported(entry, path, record, own))
+        exported.append(ExportedEntry(entry, path, record, own))
     return exported
 
 
@@ -130,16 +130,15 @@ def _write_onnx(layout: HybridLayout, state: dict[str, Any], study: StudyData, s
     return lambda folder: export_onnx(model.eval(), folder / "model.onnx", size)
 
 
-def _choose(study: StudyData, which: str) -> list[TrialRecord]:
-    front = study.front
+def _choose(findings: Findings, which: str) -> list[TrialRecord]:
+    study, front = findings.study, findings.study.front
     if not front:
         raise StudyError(f"{study.name}: no layout has been trained in full yet, so there is nothing to export")
     by_key = {record.key: record for record in study.complete}
     if which == "all":
         return front
     if which in PICKS:
-        points = [point for record in front if (point := point_of(record, study.measure))]
-        return [by_key[pick(points, which).key]]
+        return [findings.picks[which]]
     if which in by_key:
         return [by_key[which]]
     near = difflib.get_close_matches(which, [*PICKS, "all", *by_key], n=1)
@@ -154,7 +153,7 @@ def entry_config(findings: Findings, record: TrialRecord, weights: Weights) -> d
     """What config.json holds beside the layout."""
     study = findings.study
     proxy, data = study.config["proxy"], study.environment["data"]
-    fresh = findings.confirmation.of(record.key) if findings.confirmation else None
+    fresh = findings.confirmation.layout(record.key) if findings.confirmation else None
     judged = findings.calibration
     results = {
         "val_top1": weights.val_top1,

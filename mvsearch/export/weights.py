@@ -48,10 +48,14 @@ class Weights:
 
 
 def kept_weights(folder: StudyFolder, findings: Findings, record: TrialRecord, kind: str | None) -> Weights:
-    """Weights that the study has: those of `confirm` where there are such (and others are not asked for)."""
+    """The kept weights of a layout: those of `confirm` where there are such and `kind` does not ask for others.
+
+    Raises:
+        StudyError: if the weights that are asked for were not kept.
+    """
     study = findings.study
     path = folder.confirmed_weights / f"{record.key}.safetensors"
-    fresh = findings.confirmation.of(record.key) if findings.confirmation else None
+    fresh = findings.confirmation.layout(record.key) if findings.confirmation else None
     if kind != SEARCHED and fresh and path.is_file():
         (seed,) = seeds_for(CONFIRM, study.setting("search", "seed", default=0), 1)
         return Weights(
@@ -93,6 +97,11 @@ def searched_weights(record: TrialRecord, data: bytes) -> Weights:
 
 
 def retrained_weights(folder: StudyFolder, study: StudyData, records: list[TrialRecord], epochs: int) -> list[Weights]:
+    """Weights of layouts trained anew for so many epochs, in the order given; a training that was stopped goes on.
+
+    Raises:
+        StudyError: if another driver runs the study, or its data have changed.
+    """
     from mvsearch.config.reading import load_config
     from mvsearch.evaluate.images import load_study_data
     from mvsearch.evaluate.retrain import retrain

@@ -92,7 +92,7 @@ class Progress:
 
     job: int
     epoch: int
-    of: int
+    epochs: int
     train_loss: float
 
 

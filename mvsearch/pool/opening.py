@@ -26,7 +26,7 @@ class Resources:
     address: str | None = None
 
 
-def open_pool(make_worker: WorkerFactory, data: ImageData, where: Resources) -> Pool:
+def open_pool(make_worker: WorkerFactory, data: ImageData, resources: Resources) -> Pool:
     """The pool that fits: this process for one local worker, else Ray.
 
     Raises:
@@ -35,29 +35,29 @@ def open_pool(make_worker: WorkerFactory, data: ImageData, where: Resources) -> 
     import torch
 
     gpus = torch.cuda.device_count()
-    if where.workers is not None and where.workers < 1:
-        raise PoolError(f"workers: {where.workers} is not allowed; 1 or more")
-    if where.gpus_per_trial is not None and not where.gpus_per_trial >= 0:
-        raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} is not allowed; 0 or more")
+    if resources.workers is not None and resources.workers < 1:
+        raise PoolError(f"workers: {resources.workers} is not allowed; 1 or more")
+    if resources.gpus_per_trial is not None and not resources.gpus_per_trial >= 0:
+        raise PoolError(f"gpus-per-trial: {resources.gpus_per_trial:g} is not allowed; 0 or more")
     cores = len(os.sched_getaffinity(0))
-    if where.address is None and (where.workers == 1 or (where.workers is None and max(gpus, cores) == 1)):
-        if where.gpus_per_trial and not gpus:
-            raise PoolError(f"gpus-per-trial: {where.gpus_per_trial:g} asked for, and there is no GPU here")
+    if resources.address is None and (resources.workers == 1 or (resources.workers is None and max(gpus, cores) == 1)):
+        if resources.gpus_per_trial and not gpus:
+            raise PoolError(f"gpus-per-trial: {resources.gpus_per_trial:g} asked for, and there is no GPU here")
         asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         threads = int(asked) if asked.isdigit() and int(asked) else cores
-        return InlinePool(make_worker, data, device="cuda:0" if on_gpu(where) else "cpu", threads=threads)
+        return InlinePool(make_worker, data, device="cuda:0" if on_gpu(resources) else "cpu", threads=threads)
     from mvsearch.pool.ray_pool import RayPool
 
     return RayPool(
         make_worker,
         data,
-        workers=where.workers,
-        gpus_per_trial=where.gpus_per_trial,
-        address=where.address,
+        workers=resources.workers,
+        gpus_per_trial=resources.gpus_per_trial,
+        address=resources.address,
     )
 
 
-def on_gpu(where: Resources) -> bool:
+def on_gpu(resources: Resources) -> bool:
     import torch
 
-    return torch.cuda.device_count() > 0 and where.gpus_per_trial != 0
+    return torch.cuda.device_count() > 0 and resources.gpus_per_trial != 0

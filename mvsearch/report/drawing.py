@@ -13,9 +13,8 @@ from mambavision.look import ACCENT, GREY, GRID, TEXT, figure_style
 from mvsearch.analysis.calibration import Calibration
 from mvsearch.analysis.confirmation import Confirmation
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import device_hours, picks
-from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison
-from mvsearch.analysis.noise import DOMINATED, quality_se, study_noise
+from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison, by_factor
+from mvsearch.analysis.noise import DOMINATED, quality_se
 from mvsearch.report.insight_words import (
     FACTOR_NAMES,
     MATCH_NAMES,
@@ -28,7 +27,6 @@ from mvsearch.report.insight_words import (
 from mvsearch.report.strip import hover_strip
 from mvsearch.report.words import count, factor, fixed, plural, scaled, with_error
 from mvsearch.study.data import StudyData
-from mvsearch.study.front import hypervolume_history
 from mvsearch.study.measure import Measure
 from mvsearch.study.record import TrialRecord
 
@@ -67,7 +65,7 @@ def page_figures(findings: Findings) -> dict[str, Figure]:
         if not one.known:
             continue  # a sentence says it
         made[ratio_name(one)] = ratio_figure(study, [one])
-    made["hypervolume"] = hypervolume_figure(study)
+    made["hypervolume"] = hypervolume_figure(findings)
     if findings.calibration and findings.calibration.verdict:
         made["calibration"] = calibration_figure(findings.calibration)
     if findings.confirmation and findings.confirmation.layouts:
@@ -82,7 +80,7 @@ def ratio_name(comparison: FactorComparison) -> str:
 
 
 def front_title(study: StudyData) -> str:
-    """What was timed on what, and on a CPU what that does to the front."""
+    """The front's title: scan path and device that were timed, and on a CPU that this favours attention."""
     title = f"Accuracy against throughput, {study.scan} scan path timed on {study.device}"
     if study.on_cpu:
         title += "; on a CPU the scan is a Python loop, so this front favours attention for a kernel’s reason"
@@ -96,7 +94,7 @@ def reference_speed(study: StudyData) -> float | None:
 
 
 def hover(record: TrialRecord) -> str:
-    """What the pointer shows of a layout: strip, widths and states, numbers."""
+    """HTML that the pointer shows of a layout: name, strip, widths and states, quality, speed, costs."""
     name = f"Trial {record.number}" + (f" · {html.escape(record.baseline)}" if record.baseline else "")
     top1 = with_error(record.top1, record.top1_se, 2)
     nll = fixed(record.nll, 4) + (f" ± {record.nll_se:.4f}" if record.nll_se is not None else "")
@@ -117,7 +115,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     """The front with quality on the vertical axis and throughput, logarithmic, on the other.
 
     Args:
-        study: at least one complete layout.
+        findings: of a study with at least one complete layout.
         axis: `Measure` on the vertical axis. Which layouts are members does not depend on it.
     """
     study = findings.study
@@ -126,7 +124,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     front = study.front
     members = {record.key for record in front}
     rest = [r for r in study.complete if r.key not in members and not r.baseline]
-    measure, noise = Measure(axis), study_noise(study, axis)
+    measure, noise = Measure(axis), findings.noise_of(axis)
     figure = go.Figure(layout=base_layout(front_title(study), height=540))
     # Two lines, because a title that stands alone cannot wrap.
     title = html.escape(front_title(study)).replace("; on a CPU", ";<br>on a CPU")
@@ -189,7 +187,7 @@ def front_figure(findings: Findings, axis: str) -> Figure:
     low, high = _padded(min(values), max(values), 0.08)
     left, right = _stretched(min(ratios), max(ratios))
     bottom, top = (high, low) if measure.lower_is_better else (low, high)
-    _label_points(figure, study, y, (left, right, bottom, top))
+    _label_points(figure, findings, y, (left, right, bottom, top))
     ticks, labels = _ratio_ticks(left, right, reference_speed(study))
     batch = study.setting("timing", "batch_size", default="unknown")
     figure.update_xaxes(
@@ -213,9 +211,7 @@ def ratio_figure(study: StudyData, comparisons: Sequence[FactorComparison]) -> F
     """
     from plotly.subplots import make_subplots
 
-    rows: dict[tuple[int, str], list[FactorComparison]] = {}
-    for one in comparisons:
-        rows.setdefault((one.stage, one.factor), []).append(one)
+    rows = by_factor(comparisons)
     alone = len(comparisons) == 1
     columns = max(len(row) for row in rows.values())
     heights = [len(row[0].effects) for row in rows.values()]
@@ -242,15 +238,14 @@ def ratio_figure(study: StudyData, comparisons: Sequence[FactorComparison]) -> F
     return figure
 
 
-def hypervolume_figure(study: StudyData) -> Figure:
+def hypervolume_figure(findings: Findings) -> Figure:
     """Hypervolume over device-hours, as a multiple of the hand-made layouts' (else in its own unit)."""
     import plotly.graph_objects as go
 
-    steps = hypervolume_history(study.records, study.reference_point, study.measure)
-    hours = device_hours(study)
+    study, steps = findings.study, findings.hypervolume_steps
     ends = {record.number: record.ended for record in study.complete}
     relative = bool(steps) and steps[-1].multiple is not None
-    spent = [hours(ends[step.number] or 0.0) for step in steps]
+    spent = [findings.device_hours(ends[step.number] or 0.0) for step in steps]
     figure = go.Figure(layout=base_layout("Hypervolume over device-hours", height=320))
     figure.add_scatter(
         x=spent if any(spent) else [step.complete for step in steps],
@@ -276,18 +271,18 @@ def hypervolume_figure(study: StudyData) -> Figure:
     return figure
 
 
-def calibration_figure(found: Calibration) -> Figure:
+def calibration_figure(calibration: Calibration) -> Figure:
     """Quality after long training against the proxy's, one dot a layout."""
     import plotly.graph_objects as go
 
-    measure = found.measure
+    measure = calibration.measure
     shown = measure.shown
     figure = go.Figure(layout=base_layout("Long training against the proxy", height=380))
     for name, some, marker in (
-        ("searched", [one for one in found.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
+        ("searched", [one for one in calibration.layouts if not one.baseline], {"color": ACCENT, "size": 9}),
         (
             "hand-made",
-            [one for one in found.layouts if one.baseline],
+            [one for one in calibration.layouts if one.baseline],
             {"color": TEXT, "size": 11, "symbol": "circle-open", "line": {"width": 1.5}},
         ),
     ):
@@ -313,19 +308,19 @@ def calibration_figure(found: Calibration) -> Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
     reverse = {"autorange": "reversed"} if measure.lower_is_better else {}
-    figure.update_xaxes(title_text=f"Validation {measure.axis} after {found.epochs} epochs (better →)", **reverse)
+    figure.update_xaxes(title_text=f"Validation {measure.axis} after {calibration.epochs} epochs (better →)", **reverse)
     figure.update_yaxes(
-        title_text=f"{measure.axis[0].upper()}{measure.axis[1:]} after {found.long_epochs} epochs", **reverse
+        title_text=f"{measure.axis[0].upper()}{measure.axis[1:]} after {calibration.long_epochs} epochs", **reverse
     )
     return figure
 
 
-def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
+def confirmation_figure(study: StudyData, confirmation: Confirmation) -> Figure:
     """Test top-1 of fresh seeds against throughput, with what the search had measured beside it."""
     import plotly.graph_objects as go
 
     figure = go.Figure(layout=base_layout("The front confirmed on the test split", height=420))
-    own = [one for one in found.layouts if one.on_front]
+    own = [one for one in confirmation.layouts if one.on_front]
     figure.add_scatter(
         x=[one.record.ratio for one in own],
         y=[100 * (one.record.top1 or 0) for one in own],
@@ -335,7 +330,7 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
         hovertext=[f"trial {one.record.number}: observed {100 * (one.record.top1 or 0):.1f} %" for one in own],
         hovertemplate="%{hovertext}<extra></extra>",
     )
-    hand_made = [one for one in found.layouts if one.record.baseline]
+    hand_made = [one for one in confirmation.layouts if one.record.baseline]
     hollow = {"color": TEXT, "size": 14, "symbol": "circle-open", "line": {"width": 1.5}}
     for name, some, marker in (
         ("front", own, {"color": ACCENT, "size": 10}),
@@ -355,7 +350,8 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
             marker=marker,
             name=name,
             hovertext=[
-                f"{hover(one.record)}<br>test top-1 {100 * one.test.top1:.2f} %, n = {found.seeds}" for one in some
+                f"{hover(one.record)}<br>test top-1 {100 * one.test.top1:.2f} %, n = {confirmation.seeds}"
+                for one in some
             ],
             hovertemplate="%{hovertext}<extra></extra>",
         )
@@ -368,7 +364,7 @@ def confirmation_figure(study: StudyData, found: Confirmation) -> Figure:
             yshift=16,
             font={"size": 12},
         )
-    ratio_axis(figure, [one.record.ratio for one in found.layouts if one.record.ratio])
+    ratio_axis(figure, [one.record.ratio for one in confirmation.layouts if one.record.ratio])
     figure.update_yaxes(title_text="Top-1 (%)")
     return figure
 
@@ -410,16 +406,17 @@ def base_layout(title: str, height: int) -> dict[str, Any]:
 _Box = tuple[float, float, float, float]
 
 
-def _ratio_heading(one: FactorComparison, between: str = " ") -> str:
-    where = f"Stage {one.stage}: " if one.stage else ""
-    return f"{where}{OUTCOME_NAMES[one.outcome]} by {FACTOR_NAMES[one.factor]},{between}{MATCH_NAMES[one.matched]}"
+def _ratio_heading(comparison: FactorComparison, between: str = " ") -> str:
+    where = f"Stage {comparison.stage}: " if comparison.stage else ""
+    what = f"{where}{OUTCOME_NAMES[comparison.outcome]} by {FACTOR_NAMES[comparison.factor]}"
+    return f"{what},{between}{MATCH_NAMES[comparison.matched]}"
 
 
-def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int) -> None:
-    labels = [f"{effect.label} (n = {effect.trials})" for effect in one.effects]
-    scale = functools.partial(displayed, outcome=one.outcome)
+def _add_comparison(figure: Figure, comparison: FactorComparison, row: int, column: int) -> None:
+    labels = [f"{effect.label} (n = {effect.trials})" for effect in comparison.effects]
+    scale = functools.partial(displayed, outcome=comparison.outcome)
     known: list[tuple[str, float, float, float, Effect]] = []
-    for label, e in zip(labels, one.effects, strict=True):
+    for label, e in zip(labels, comparison.effects, strict=True):
         if e.value is not None and e.low is not None and e.high is not None:
             low, high = sorted((scale(e.low), scale(e.high)))
             known.append((label, scale(e.value), low, high, e))
@@ -446,7 +443,7 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
             "line": {"width": 2, "color": [ACCENT if e.clear else GREY for *_, e in known]},
         },
         hovertext=[
-            f"{html.escape(label)}: {html.escape(effect_words(e, one.outcome))}, {source_words(e)}"
+            f"{html.escape(label)}: {html.escape(effect_words(e, comparison.outcome))}, {source_words(e)}"
             for label, *_, e in known
         ],
         hovertemplate="%{hovertext}<extra></extra>",
@@ -454,23 +451,23 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
         col=column,
     )
     where = {"row": row, "col": column}
-    for label, effect in zip(labels, one.effects, strict=True):
+    for label, effect in zip(labels, comparison.effects, strict=True):
         if effect.low is None:
             if effect.source == REFERENCE:
-                spot = {"x": _axis(scale(0.0), one), "text": "reference", "xanchor": "left", "xshift": 4}
+                spot = {"x": _axis(scale(0.0), comparison), "text": "reference", "xanchor": "left", "xshift": 4}
             else:
                 spot = {"x": 0.5, "xref": "x domain", "text": f"<i>{NOT_ENOUGH}</i>"}
             figure.add_annotation(y=label, showarrow=False, font={"size": 11}, **spot, **where)
     ends = [end for _, _, low, high, _ in known for end in (low, high)]
     low, high = min([scale(0.0), *ends]), max([scale(0.0), *ends])
-    if one.outcome == "throughput":
+    if comparison.outcome == "throughput":
         title = "Throughput (× reference; faster →)"
         left, right = _stretched(low, high) if ends else (0.5, 2.0)
         ticks, names = _ratio_ticks(left, right, None, most=5)
         figure.update_xaxes(type="log", range=[_log10(left), _log10(right)], tickvals=ticks, ticktext=names, **where)
     else:
         span = _padded(low, high, 0.08) if ends else (-1.0, 1.0)
-        measure = Measure(one.outcome)
+        measure = Measure(comparison.outcome)
         title = measure.difference_axis
         span = span[::-1] if measure.lower_is_better else span
         figure.update_xaxes(range=span, showticklabels=bool(ends), nticks=5, **where)
@@ -488,8 +485,8 @@ def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int
     figure.update_yaxes(autorange="reversed", gridcolor=GRID, automargin=True, ticksuffix="  ", **where)
 
 
-def _axis(value: float, one: FactorComparison) -> float:
-    return _log10(value) if one.outcome == "throughput" else value
+def _axis(value: float, comparison: FactorComparison) -> float:
+    return _log10(value) if comparison.outcome == "throughput" else value
 
 
 def _log10(value: float) -> float:
@@ -522,14 +519,15 @@ def _ratio_ticks(left: float, right: float, speed: float | None, most: int = 8) 
     return inside, names
 
 
-def _label_points(figure: Figure, study: StudyData, y: Callable[[TrialRecord], float | None], box: _Box) -> None:
+def _label_points(figure: Figure, findings: Findings, y: Callable[[TrialRecord], float | None], box: _Box) -> None:
     """Name the hand-made layouts and the picks beside their points, each where it hides least (greedy)."""
+    study = findings.study
     left, right, bottom, top = box
     names: dict[str, list[str]] = {}
     records = {record.key: record for record in study.complete}
     for record in study.baselines:
         names.setdefault(record.key, []).append(html.escape(record.baseline or ""))
-    for which, record in picks(study).items():
+    for which, record in findings.picks.items():
         names.setdefault(record.key, []).append(f"<b>{which.replace('-', ' ')}</b>")
     width, tall = 900.0, 400.0  # pixels of the plot on a wide page; a narrow one shifts the names a little
 

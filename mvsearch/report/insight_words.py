@@ -73,24 +73,24 @@ def source_words(effect: Effect) -> str:
     return plural(effect.pairs, "pair") if effect.source == PAIRS else "model"
 
 
-def comparison_words(one: FactorComparison) -> str:
+def comparison_words(comparison: FactorComparison) -> str:
     """What a comparison says, and what it cannot say, as one sentence without its subject."""
-    better, worse = ("faster", "slower") if one.outcome == "throughput" else ("better", "worse")
-    what = f"{OUTCOME_NAMES[one.outcome]} {MATCH_NAMES[one.matched]}"
+    better, worse = ("faster", "slower") if comparison.outcome == "throughput" else ("better", "worse")
+    what = f"{OUTCOME_NAMES[comparison.outcome]} {MATCH_NAMES[comparison.matched]}"
     texts = []
     for word, some in (
-        (better, [e for e in one.known if e.clear and (e.value or 0) > 0]),
-        (worse, [e for e in one.known if e.clear and (e.value or 0) < 0]),
+        (better, [e for e in comparison.known if e.clear and (e.value or 0) > 0]),
+        (worse, [e for e in comparison.known if e.clear and (e.value or 0) < 0]),
     ):
         if some:
-            each = [f"{e.label} by {_inside(effect_words(e, one.outcome))}, {source_words(e)}" for e in some]
-            texts.append(f"{word} than {one.reference}: {'; '.join(each)}")
-    unclear = [e for e in one.known if not e.clear]
+            each = [f"{e.label} by {_inside(effect_words(e, comparison.outcome))}, {source_words(e)}" for e in some]
+            texts.append(f"{word} than {comparison.reference}: {'; '.join(each)}")
+    unclear = [e for e in comparison.known if not e.clear]
     if unclear:
         sources = listed(sorted({"the model" if e.source == MODEL else PAIRS for e in unclear}))
-        texts.append(f"cannot be told from {one.reference}: {listed([e.label for e in unclear])} (by {sources})")
-    silent = [e.label for e in one.effects if e.source is None and e.label != one.reference]
-    if not one.known:
+        texts.append(f"cannot be told from {comparison.reference}: {listed([e.label for e in unclear])} (by {sources})")
+    silent = [e.label for e in comparison.effects if e.source is None and e.label != comparison.reference]
+    if not comparison.known:
         return f"{what}: {NOT_ENOUGH}."
     if silent:
         texts.append(f"{NOT_ENOUGH} about {listed(silent)}")
@@ -173,7 +173,7 @@ def unsupported(insight: Insight) -> list[str]:
         return ["No complete layout has a hybrid stage, so there is no ratio or placement to speak of."]
     for stage in insight.stages:
         for factor in ("share", "placement", "state"):
-            kinds = set(insight._kinds(stage, factor, study.measure)[1])
+            kinds = insight.kinds(stage, factor)
             if len(kinds) < 2:
                 only = f" ({kinds.pop()})" if kinds else ""
                 said.append(f"Stage {stage}: its {FACTOR_NAMES[factor]} was the same in every layout{only}.")

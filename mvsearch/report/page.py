@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from mambavision.files import write_atomic
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import reordering
 from mvsearch.report import drawing
 from mvsearch.report.assets import CSS, SCRIPT
 from mvsearch.report.parts import plot, trial_names
@@ -38,7 +37,7 @@ def write_report(findings: Findings, path: str | Path) -> None:
     """Write the report as one HTML file; it works offline and from a folder.
 
     Args:
-        study: what to report.
+        findings: what to report.
         path: the file, in an existing folder; replaced as a whole.
 
     Raises:
@@ -50,12 +49,11 @@ def write_report(findings: Findings, path: str | Path) -> None:
 def page(findings: Findings) -> str:
     """The report as HTML text, about 5 MB, nearly all of it plotly.js."""
     study = findings.study
-    insight = findings.insight
     sections = [
         first_screen(findings),
         _front(findings),
         trust_section(findings),
-        insight_section(findings, insight),
+        insight_section(findings),
         _search(study),
         _failures(study),
         trials_section(study),
@@ -107,7 +105,7 @@ def _front(findings: Findings) -> str:
     if not study.complete:
         return ""
     own, other = study.measure.label, study.measure.other.label
-    found = reordering(study)
+    found = findings.reordering
     if not found.gained and not found.lost and not found.swapped:
         order = f"Ordered by {other} instead of {own}, the front has the same members in the same order."
     else:

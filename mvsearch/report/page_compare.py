@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mambavision.files import write_atomic
 from mambavision.look import GREY
-from mvsearch.analysis.comparison import Attainment, Comparison, rows_of
+from mvsearch.analysis.comparison import Attainment, Comparison, study_rows
 from mvsearch.report.parts import capital, plot, table
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import duration, factor, fixed, listed, percent, plural
-from mvsearch.study.front import hypervolume_history
 from mvsearch.study.measure import Measure
 from mvsearch.study.record import TrialRecord
 
@@ -33,7 +32,7 @@ def compare_words(comparison: Comparison) -> list[str]:
         f"Hypervolumes are above one corner for all: {corner} (a guess), and {factor(2**throughput)} the "
         "reference’s speed."
     ]
-    rows = rows_of(comparison)
+    rows = study_rows(comparison)
     for group in comparison.groups:
         if len(group.studies) > 1:
             values = [rows[at].hypervolume for at in group.studies]
@@ -74,7 +73,7 @@ def compare_page(comparison: Comparison) -> str:
     """The comparison as one HTML page that works offline."""
     from mvsearch.report.page import document
 
-    rows = rows_of(comparison)
+    rows = study_rows(comparison)
     heads = [
         ("Study", False),
         ("Sampler", False),
@@ -190,15 +189,15 @@ def _fronts(comparison: Comparison) -> Figure:
     return figure
 
 
-def _add_band(figure: Figure, found: Attainment, colour: str, name: str, shown: Any) -> None:
+def _add_band(figure: Figure, attainment: Attainment, colour: str, name: str, shown: Any) -> None:
     """The median as a step line and the band between the quantiles, as steps towards the slower."""
     import plotly.graph_objects as go
 
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    ratios = [2**throughput for throughput in found.throughput]
-    for values, fill in ((found.high, None), (found.low, "tonexty")):
+    ratios = [2**throughput for throughput in attainment.throughput]
+    for values, fill in ((attainment.high, None), (attainment.low, "tonexty")):
         # Where the lower edge is not reached there is no band.
-        both = zip(ratios, values, found.low, strict=True)
+        both = zip(ratios, values, attainment.low, strict=True)
         known = [(x, shown(v)) for x, v, low in both if v is not None and low is not None]
         figure.add_trace(
             go.Scatter(
@@ -212,7 +211,7 @@ def _add_band(figure: Figure, found: Attainment, colour: str, name: str, shown: 
                 showlegend=False,
             )
         )
-    known = [(x, shown(v)) for x, v in zip(ratios, found.median, strict=True) if v is not None]
+    known = [(x, shown(v)) for x, v in zip(ratios, attainment.median, strict=True) if v is not None]
     figure.add_scatter(
         x=[x for x, _ in known],
         y=[y for _, y in known],
@@ -230,7 +229,7 @@ def _progress(comparison: Comparison) -> Figure:
 
     figure = go.Figure(layout=base_layout("Hypervolume over layouts", height=340))
     for at, study in enumerate(comparison.studies):
-        steps = hypervolume_history(study.records, comparison.reference_point, comparison.measure)
+        steps = comparison.hypervolume_steps(study)
         figure.add_scatter(
             x=[step.complete for step in steps],
             y=[step.hypervolume for step in steps],

@@ -18,7 +18,7 @@ def capital(text: str) -> str:
 
 
 def plot(name: str, caption: str, label: str) -> str:
-    """A place for a figure of the page's data, with its caption and what is read aloud."""
+    """HTML of an empty place that the page's script draws a figure in, with its caption and its spoken label."""
     return (
         f'<figure><div class="plot" data-figure="{html.escape(name)}" role="img" aria-label="{html.escape(label)}">'
         f"</div><figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -78,36 +78,39 @@ def nll_words(record: TrialRecord) -> str:
     return fixed(record.nll) + (f" ± {fixed(record.nll_se)}" if record.nll_se is not None else "")
 
 
-def times(record: TrialRecord, other: TrialRecord) -> str:
-    """Speed over the other's, ``"1.26×"``."""
+def speed_words(record: TrialRecord, other: TrialRecord) -> str:
+    """A layout's throughput over another's, ``"1.26×"``."""
     return factor((record.ratio or 0) / (other.ratio or 1))
 
 
-def difference_words(study: StudyData, found: Difference | None) -> str:
-    """``"NLL −0.045 ± 0.012 and top-1 +1.5 ± 0.6 points"``, the study's measure first; what is within noise says so."""
-    if found is None:
+def difference_words(study: StudyData, difference: Difference | None) -> str:
+    """``"NLL −0.045 ± 0.012 and top-1 +1.5 ± 0.6 points"``, the study's measure first, as HTML.
+
+    ``"not measured"`` for None; a difference whose interval holds zero is said to be within the noise.
+    """
+    if difference is None:
         return "not measured"
-    nll = f"NLL {found.nll:+.3f}" + (f" ± {found.nll_half:.3f}" if found.nll_half is not None else "")
-    amount = points(found.top1)
-    if found.top1_half is not None:
-        amount = f"{100 * found.top1:+.1f} ± {100 * found.top1_half:.1f} points"
+    nll = f"NLL {difference.nll:+.3f}" + (f" ± {difference.nll_half:.3f}" if difference.nll_half is not None else "")
+    amount = points(difference.top1)
+    if difference.top1_half is not None:
+        amount = f"{100 * difference.top1:+.1f} ± {100 * difference.top1_half:.1f} points"
     # A line may not break at the hyphen of "top-1".
     texts = [f'<span class="nb">{nll}</span>', f'<span class="nb">top-1 {amount}</span>']
     words = listed(study.measure.choose(nll=texts, top1=texts[::-1])).replace("-0", "−0").replace(" -", " −")
-    return words + (" (within the noise between seeds)" if found.clear(study.measure) is False else "")
+    return words + (" (within the noise between seeds)" if difference.clear(study.measure) is False else "")
 
 
-def interval_words(found: Difference | None) -> str:
+def interval_words(difference: Difference | None) -> str:
     """Where the interval of a difference comes from, or why there is none."""
-    if found is None:
+    if difference is None:
         return ""
-    if found.seeds:
-        return f"± half of a 95 % interval, {plural(found.seeds, 'fresh seed')} each on the test split"
-    if found.nll_half is None:
+    if difference.seeds:
+        return f"± half of a 95 % interval, {plural(difference.seeds, 'fresh seed')} each on the test split"
+    if difference.nll_half is None:
         return "one training each, so there is no interval"
     return "± half of a 95 % interval, noise between seeds pooled"
 
 
-def apart_words(study: StudyData, se: float) -> str:
+def least_difference_words(study: StudyData, se: float) -> str:
     """The smallest difference of two layouts that is not within the noise between seeds."""
     return study.measure.difference_text(2 * math.sqrt(2) * se)

@@ -8,18 +8,16 @@ from collections.abc import Sequence
 
 from mvsearch.analysis.calibration import RED
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import gains, margin, named_baseline, picks, validation_images
-from mvsearch.analysis.noise import pooled_se
 from mvsearch.report.parts import (
-    apart_words,
     baseline_name,
     capital,
     copy_button,
     difference_words,
     interval_words,
+    least_difference_words,
     quality_words,
+    speed_words,
     table,
-    times,
 )
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import count, duration, factor, fixed, percent, plural, scaled
@@ -37,7 +35,8 @@ _NAV = (
 
 
 def first_screen(findings: Findings) -> str:
-    """Name, the answer, the verdicts, the gains, and what limits them."""
+    """HTML of the first screen: name, layout to take, verdicts, gains, how sure this is; without a complete layout,
+    that there is nothing to recommend."""
     study = findings.study
     complete, front = study.complete, study.front
     took = duration(study.ended - study.started)
@@ -57,7 +56,7 @@ def first_screen(findings: Findings) -> str:
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _NAV)
     parts.append(f'<nav aria-label="Sections">{links}</nav>')
     chosen: dict[str, list[str]] = {}
-    for which, record in picks(study).items():
+    for which, record in findings.picks.items():
         chosen.setdefault(record.key, []).append(which)
     records = {record.key: record for record in front}
     widest = max(stage["dim"] for record in front for stage in record.layout["stages"])
@@ -75,7 +74,7 @@ def _answer(findings: Findings, record: TrialRecord, which: Sequence[str], wides
     """The layout to take: its strip, its numbers, its margin over the named hand-made layout."""
     study = findings.study
     title = _title(which)
-    confirmed = findings.confirmation.of(record.key) if findings.confirmation else None
+    confirmed = findings.confirmation.layout(record.key) if findings.confirmation else None
     if confirmed:
         sd = confirmed.test.top1_sd
         spread = f" ± {100 * sd:.1f}" if sd is not None else ""
@@ -124,7 +123,7 @@ def _verdicts(findings: Findings, best: TrialRecord) -> str:
         )
     if confirmation is None or not confirmation.layouts:
         winner = ("none", "Not confirmed", f"Its numbers are those it was chosen by: mvsearch confirm {name}")
-    elif confirmation.of(best.key) is None:
+    elif confirmation.layout(best.key) is None:
         winner = ("none", "This layout is not confirmed", f"others of the front are: mvsearch confirm {name}")
     else:
         winner = (
@@ -163,29 +162,30 @@ def _card(findings: Findings, record: TrialRecord, which: Sequence[str], widest:
 
 
 def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
-    """Against the hand-made layouts: the named one, the best at its speed or faster, the fastest at its quality."""
+    """Sentences of HTML that compare a layout with the hand-made ones: the named one, the best that is at least as
+    fast, the fastest that is at least as good."""
     study = findings.study
-    baselines, named = study.baselines, named_baseline(study)
-    if not baselines or named is None:
+    named = findings.named_baseline
+    if named is None:
         return ["No hand-made layout is complete, so there is nothing to compare it with."]
     if record.baseline and record.key == named.key:
         return [f"This is the hand-made layout {baseline_name(record)} itself: the search found none better here."]
     against = findings.difference(record, named)
     sentences = [
-        f'<b class="big">{times(record, named)} the speed of the hand-made {baseline_name(named)}, '
+        f'<b class="big">{speed_words(record, named)} the speed of the hand-made {baseline_name(named)}, '
         f"{difference_words(study, against)}</b> <span class=note>({interval_words(against)})</span>"
     ]
     if record.baseline:
         sentences.append(f"It is itself hand-made, {baseline_name(record)}: the search found none better here.")
         return sentences
-    found = margin(record, baselines, study.measure)
+    found = findings.margin(record)
     if found.at_speed and found.at_speed.key != named.key:
         gain = difference_words(study, findings.difference(record, found.at_speed))
         sentences.append(
             f"The best hand-made layout at its speed or faster is {baseline_name(found.at_speed)}: {gain}."
         )
     if found.at_quality and found.at_quality.key != named.key:
-        speed = times(record, found.at_quality)
+        speed = speed_words(record, found.at_quality)
         name = baseline_name(found.at_quality)
         sentences.append(f"The fastest hand-made layout at its quality or better is {name}: {speed} its speed.")
     none = [word for word, other in (("fast", found.at_speed), ("good", found.at_quality)) if other is None]
@@ -196,11 +196,10 @@ def margin_words(findings: Findings, record: TrialRecord) -> list[str]:
 
 def _gained(findings: Findings) -> str:
     study = findings.study
-    found = gains(study)
-    if not found:
+    if not findings.gains:
         return ""
     rows, interval = [], ""
-    for gain in found:
+    for gain in findings.gains:
         base = gain.baseline
         kept = "stays on the front"
         against = findings.difference(gain.better, base)
@@ -208,7 +207,9 @@ def _gained(findings: Findings) -> str:
             interval = interval or interval_words(against)
         better = kept if gain.better.key == base.key else _replacement(gain.better, difference_words(study, against))
         faster = (
-            kept if gain.faster.key == base.key else _replacement(gain.faster, f"{times(gain.faster, base)} its speed")
+            kept
+            if gain.faster.key == base.key
+            else _replacement(gain.faster, f"{speed_words(gain.faster, base)} its speed")
         )
         rows.append(
             f"<tr><td>{html.escape(base.baseline or '')}<br>{html_strip(base.layout, numbers=False)}</td>"
@@ -238,7 +239,7 @@ def _replacement(record: TrialRecord, gain: str) -> str:
 def _how_sure(findings: Findings) -> list[str]:
     study = findings.study
     sentences = []
-    images = validation_images(study)
+    images = findings.validation_images
     if study.seeds <= 1:
         known = "" if findings.noise is None else " in the search"
         sentences.append(
@@ -249,8 +250,8 @@ def _how_sure(findings: Findings) -> list[str]:
             "confirm say how far a value moves with its seed. Error bars are that noise, pooled over layouts."
         )
     else:
-        se = pooled_se(study.complete, study.measure)
-        amount = "an unknown amount" if se is None else apart_words(study, se)
+        se = findings.pooled_se
+        amount = "an unknown amount" if se is None else least_difference_words(study, se)
         sentences.append(
             f"Each value is the mean of n = {study.seeds} seeds; error bars are one standard error. Two layouts "
             f"that differ by less than {amount} (two standard errors of a difference, pooled over layouts) cannot be "

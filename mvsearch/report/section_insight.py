@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.insight import CALIPER, FactorComparison, Insight
-from mvsearch.analysis.noise import pooled_se
+from mvsearch.analysis.insight import CALIPER, FactorComparison, by_factor
 from mvsearch.analysis.pairs import MIN_TRIALS
+from mvsearch.analysis.rows import pattern_rows
 from mvsearch.report import drawing
 from mvsearch.report.insight_words import (
     FACTOR_NAMES,
@@ -22,20 +22,16 @@ from mvsearch.report.insight_words import (
     source_words,
     unsupported,
 )
-from mvsearch.report.parts import apart_words, capital, nll_words
+from mvsearch.report.parts import capital, least_difference_words, nll_words
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import DASH, factor, listed, percent, scaled, with_error
-from mvsearch.study.data import StudyData
-from mvsearch.study.record import TrialRecord
 
 
-def insight_section(findings: Findings, insight: Insight) -> str:
-    study = findings.study
+def insight_section(findings: Findings) -> str:
+    """HTML of the section; empty where no complete layout has a hybrid stage."""
+    study, insight = findings.study, findings.insight
     if not insight.stages:
         return ""
-    groups: dict[tuple[int, str], list[FactorComparison]] = {}
-    for one in insight.comparisons:
-        groups.setdefault((one.stage, one.factor), []).append(one)
     short = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in headlines(insight))
     parts = [
         '<h2 id="insight">Insight: what ratio, placement, state and width do</h2>',
@@ -47,32 +43,34 @@ def insight_section(findings: Findings, insight: Insight) -> str:
         f"Blue where the interval leaves out the reference, grey where it does not. Kinds with fewer than "
         f"{MIN_TRIALS} layouts that can be compared say “{NOT_ENOUGH}”.</p>",
     ]
-    for (stage, by), own in groups.items():
+    for (stage, by), own in by_factor(insight.comparisons).items():
         name = FACTOR_NAMES[by]
         title = f"Stage {stage}: {name}" if stage else f"{name[0].upper()}{name[1:]}"
         parts.append(f"<h3>{title}, against {html.escape(own[0].reference)}</h3><ul>")
         parts += [f"<li>{capital(html.escape(comparison_words(one)))}</li>" for one in own]
         parts.append(f'</ul><div class="pairs">{"".join(_ratio_plot(one) for one in own if one.known)}</div>')
     parts.append(_numbers(insight.comparisons))
-    parts.append(_published(study, insight))
+    parts.append(_published(findings))
     parts.append(_importance(findings))
     cannot = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in unsupported(insight))
     parts.append(f"<h3>What this study does not support</h3><ul>{cannot}</ul>")
-    known = sum(len(one.known) for one in insight.comparisons)
-    if known:
+    if insight.intervals:
+        chance = math.ceil(insight.intervals / 20)
         parts.append(
-            f'<p class="note">{known} intervals at 95 %: about {math.ceil(known / 20)} would leave out the reference '
+            f'<p class="note">{insight.intervals} intervals at 95 %: about {chance} would leave out the reference '
             "by chance alone. The sampler chose these layouts, not a coin; a study launched with "
             "<code>--design placement</code> is balanced.</p>"
         )
     return "".join(parts)
 
 
-def _ratio_plot(one: FactorComparison) -> str:
-    heading = f"{capital(OUTCOME_NAMES[one.outcome])} {MATCH_NAMES[one.matched]}"
-    label = f"{heading}, by {FACTOR_NAMES[one.factor]}" + (f" of stage {one.stage}" if one.stage else "")
+def _ratio_plot(comparison: FactorComparison) -> str:
+    heading = f"{capital(OUTCOME_NAMES[comparison.outcome])} {MATCH_NAMES[comparison.matched]}"
+    label = f"{heading}, by {FACTOR_NAMES[comparison.factor]}" + (
+        f" of stage {comparison.stage}" if comparison.stage else ""
+    )
     return (
-        f'<figure><h4>{heading}</h4><div class="plot" data-figure="{drawing.ratio_name(one)}" role="img" '
+        f'<figure><h4>{heading}</h4><div class="plot" data-figure="{drawing.ratio_name(comparison)}" role="img" '
         f'aria-label="{label}"></div></figure>'
     )
 
@@ -100,31 +98,29 @@ def _numbers(comparisons: Sequence[FactorComparison]) -> str:
     )
 
 
-def _published(study: StudyData, insight: Insight) -> str:
-    patterns = insight.published()
-    found = [one for one in patterns if one.record]
-    if len(found) < 2:
+def _published(findings: Findings) -> str:
+    patterns = pattern_rows(findings)
+    if not patterns:
         return (
             "<h3>The published patterns</h3><p>This study holds fewer than two of the patterns of the paper’s table 5 "
             "at one size.</p>"
         )
     rows = []
-    for one in sorted(found, key=lambda one: -_quality(study, one.record)):
-        record = one.record
-        assert record is not None
+    for row in patterns:
+        record = row.record
         rows.append(
-            f"<tr><td>{one.name}</td><td>{html_strip(record.layout)}</td>"
+            f"<tr><td>{row.name}</td><td>{html_strip(record.layout)}</td>"
             f'<td class="n">{with_error(record.top1, record.top1_se)}</td>'
             f'<td class="n">{nll_words(record)}</td><td class="n">{factor(record.ratio)}</td>'
-            f'<td class="n">{scaled(record.params)}</td><td class="n">{percent(one.published)}</td></tr>'
+            f'<td class="n">{scaled(record.params)}</td><td class="n">{percent(row.published_top1)}</td></tr>'
         )
-    missing = [one.name for one in patterns if not one.record]
+    missing = [pattern.name for pattern in findings.insight.published() if pattern.record is None]
     absent = f" Not tried at this size: {listed(missing)}." if missing else ""
-    se = pooled_se(study.complete, study.measure)
+    se = findings.pooled_se
     noise = (
         "Each was trained once here: their order may be chance."
         if se is None
-        else f"Differences under {apart_words(study, se)} are within the noise between seeds."
+        else f"Differences under {least_difference_words(findings.study, se)} are within the noise between seeds."
     )
     return (
         "<h3>The published patterns</h3><p>The patterns of table 5 of the MambaVision paper as they came out here, at "
@@ -137,16 +133,11 @@ def _published(study: StudyData, insight: Insight) -> str:
     )
 
 
-def _quality(study: StudyData, record: TrialRecord | None) -> float:
-    quality = None if record is None else record.quality(study.measure)
-    return -math.inf if quality is None else quality
-
-
 def _importance(findings: Findings) -> str:
     if not findings.importance:
         return ""
     names = list(findings.importance)
-    every = {factor for one in findings.importance.values() for factor in one}
+    every = dict.fromkeys(factor for shares in findings.importance.values() for factor in shares)
     factors = sorted(every, key=lambda f: -_share(findings, names[0], f))
     rows = "".join(
         f"<tr><td>{html.escape(f)}</td>"

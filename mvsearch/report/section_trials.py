@@ -32,7 +32,7 @@ _COLUMNS = (
 
 
 def trials_section(study: StudyData) -> str:
-    """The table, folded, with a search field and filters."""
+    """HTML of a folded table of all trials with a search field and filters; empty without trials."""
     if not study.records:
         return ""
     members = {record.key for record in study.front}

@@ -8,12 +8,11 @@ from mvsearch.analysis.calibration import Calibration
 from mvsearch.analysis.confirmation import Confirmation, Hypervolumes
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.noise import DOMINATED, ON_FRONT, UNDECIDED
+from mvsearch.analysis.rows import confirmed_rows, undominated_rows
 from mvsearch.report.parts import nll_words, plot, table
 from mvsearch.report.sentences import calibration_words, confirmation_words
 from mvsearch.report.strip import html_strip
 from mvsearch.report.words import factor, fixed, percent, plural, scaled, with_error
-from mvsearch.study.data import StudyData
-from mvsearch.study.front import families
 
 _STANDINGS = {
     ON_FRONT: "on the front beyond noise",
@@ -26,7 +25,7 @@ _ON_FRONT = '<span class="tag on">front</span>'
 
 
 def trust_section(findings: Findings) -> str:
-    """Calibration and confirmation, where they are; else what they would say and how to get them."""
+    """HTML of what calibration and confirmation say, or how to get them; empty where no layout is complete."""
     study = findings.study
     if not study.complete:
         return ""
@@ -39,42 +38,42 @@ def trust_section(findings: Findings) -> str:
             f"<code>mvsearch calibrate {name}</code> trains some layouts longer and says.</p>"
         )
     else:
-        parts.append(_calibration(study, calibration))
+        parts.append(_calibration(calibration))
     if confirmation is None:
         parts.append(
             "<p><b>Not confirmed.</b> The front is known only by the values it was chosen by: "
             f"<code>mvsearch confirm {name}</code> trains it again with fresh seeds and looks at the test split.</p>"
         )
     else:
-        parts.append(_confirmation(study, confirmation))
-    parts.append(_indistinguishable(findings))
+        parts.append(_confirmation(findings, confirmation))
+    parts.append(_undominated(findings))
     return "".join(parts)
 
 
-def _calibration(study: StudyData, found: Calibration) -> str:
-    title = f"Calibration: {found.verdict}" if found.verdict else "Calibration says nothing yet"
-    said = " ".join(html.escape(sentence) for sentence in calibration_words(found))
-    text = f'<p><b class="{found.verdict or ""}">{title}.</b> {said}</p>'
-    if found.verdict is None:
+def _calibration(calibration: Calibration) -> str:
+    title = f"Calibration: {calibration.verdict}" if calibration.verdict else "Calibration says nothing yet"
+    said = " ".join(html.escape(sentence) for sentence in calibration_words(calibration))
+    text = f'<p><b class="{calibration.verdict or ""}">{title}.</b> {said}</p>'
+    if calibration.verdict is None:
         return text
     caption = (
-        f"Each dot a layout: quality after {found.epochs} epochs in the search, and after {found.long_epochs} "
-        f"(mean of {plural(found.seeds, 'seed')}, bars one standard deviation). Hollow: hand-made. "
-        f"n = {len(found.layouts)}. The verdict is green where the lower end of tau’s interval is at least 0.4, amber "
-        "from 0.2; on red, export refuses."
+        f"Each dot a layout: quality after {calibration.epochs} epochs in the search, and after "
+        f"{calibration.long_epochs} (mean of {plural(calibration.seeds, 'seed')}, bars one standard deviation). "
+        f"Hollow: hand-made. n = {len(calibration.layouts)}. The verdict is green where the lower end of tau’s "
+        "interval is at least 0.4, amber from 0.2; on red, export refuses."
     )
     return text + plot("calibration", caption, "Long training against the proxy")
 
 
-def _confirmation(study: StudyData, found: Confirmation) -> str:
-    if not found.layouts:
+def _confirmation(findings: Findings, confirmation: Confirmation) -> str:
+    if not confirmation.layouts:
         return "<p><b>Confirmation has begun</b>, and no layout has been trained with every seed yet.</p>"
-    said = " ".join(html.escape(sentence) for sentence in confirmation_words(found))
+    said = " ".join(html.escape(sentence) for sentence in confirmation_words(confirmation))
     parts = [f"<p><b>Confirmed.</b> {said}</p>"]
-    if found.hypervolume:
-        rows = [_volume_row("front", found.hypervolume)]
-        if found.baselines_hypervolume:
-            rows.append(_volume_row("hand-made layouts", found.baselines_hypervolume))
+    if confirmation.hypervolume:
+        rows = [_volume_row("front", confirmation.hypervolume)]
+        if confirmation.baselines_hypervolume:
+            rows.append(_volume_row("hand-made layouts", confirmation.baselines_hypervolume))
         heads = [
             ("Hypervolume of", False),
             ("Observed in the search", True),
@@ -89,21 +88,18 @@ def _confirmation(study: StudyData, found: Confirmation) -> str:
             "show the latter. The rest is how the two splits differ.</p>"
         )
     rows = []
-    for one in found.layouts:
-        record, tags = one.record, []
-        if one.on_front:
+    for row in confirmed_rows(findings):
+        record, tags = row.record, []
+        if row.on_front:
             tags.append('<span class="tag on">front</span>')
         if record.baseline:
             tags.append(f'<span class="tag">{html.escape(record.baseline)}</span>')
-        sd = one.test.top1_sd
-        test = f"{100 * one.test.top1:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "") + " %"
-        judged = _STANDINGS[one.standing.verdict] if one.standing else ""
+        judged = _STANDINGS[row.verdict] if row.verdict else ""
         rows.append(
             f'<tr><td class="n">{record.number}</td><td>{html_strip(record.layout, numbers=False)}</td><td>'
             f'{" ".join(tags)}</td><td class="n">{factor(record.ratio)}</td><td class="n">{percent(record.top1)}</td>'
-            f'<td class="n">{percent(one.val.top1)}</td><td class="n">{test}</td><td '
-            f'class="n">{fixed(one.test.nll)}</td>'
-            f"<td>{judged}</td></tr>"
+            f'<td class="n">{percent(row.val_top1)}</td><td class="n">{with_error(row.test_top1, row.test_sd)}</td>'
+            f'<td class="n">{fixed(row.test_nll)}</td><td>{judged}</td></tr>'
         )
     heads = [
         ("Trial", True),
@@ -112,14 +108,14 @@ def _confirmation(study: StudyData, found: Confirmation) -> str:
         ("Speed", True),
         ("Search, validation top-1", True),
         ("Fresh, validation top-1", True),
-        (f"Test top-1 ± sd (n = {found.seeds})", True),
+        (f"Test top-1 ± sd (n = {confirmation.seeds})", True),
         ("Test NLL", True),
         ("On the test split", False),
     ]
     caption = (
-        f"Filled: the mean of {plural(found.seeds, 'fresh seed')} on the test split, bars one standard deviation "
-        "between "
-        "seeds; open squares: what the search had measured on the validation split. Hollow circles: hand-made."
+        f"Filled: the mean of {plural(confirmation.seeds, 'fresh seed')} on the test split, bars one standard "
+        "deviation between seeds; open squares: what the search had measured on the validation split. Hollow circles: "
+        "hand-made."
     )
     parts.append(plot("confirmation", caption, "The front confirmed on the test split"))
     parts.append(f"<details><summary>Confirmed layouts in numbers</summary>{table('Confirmed', heads, rows)}</details>")
@@ -131,29 +127,24 @@ def _volume_row(name: str, volumes: Hypervolumes) -> str:
     return f'<tr><td>{name}</td>{cells}<td class="n">{percent(volumes.optimism)}</td></tr>'
 
 
-def _indistinguishable(findings: Findings) -> str:
+def _undominated(findings: Findings) -> str:
     """The front with what noise cannot tell from it, layouts of equal cost as one row."""
-    study = findings.study
-    judged = findings.standings
-    if not judged:
+    costs = undominated_rows(findings)
+    if not costs:
         return (
             "<p><b>Which layouts cannot be told apart from the front</b> is not known: no layout was trained with "
             "two seeds, "
             "so there is no noise to judge by.</p>"
         )
-    members = {record.key for record in study.front}
-    kept = [record for record in study.complete if judged[record.key].verdict != DOMINATED]
     rows = []
-    groups = sorted(families(kept, study.measure), key=lambda f: f.members[0].ratio or 0.0)
-    for family in groups:
-        best, others = family.members[0], family.members[1:]
-        on = sum(record.key in members for record in family.members)
-        orders = f"{plural(len(others), 'other order')}" if others else ""
+    for row in sorted(costs, key=lambda row: row.best.ratio or 0.0):
+        best = row.best
+        orders = plural(row.layouts - 1, "other order") if row.layouts > 1 else ""
         rows.append(
             f'<tr><td class="n">{best.number}</td><td>{html_strip(best.layout)}</td><td>{orders}</td>'
             f'<td class="n">{scaled(best.params)}</td><td class="n">{factor(best.ratio)}</td>'
             f'<td class="n">{with_error(best.top1, best.top1_se)}</td><td class="n">{nll_words(best)}</td>'
-            f"<td>{_ON_FRONT if on else ''}</td></tr>"
+            f"<td>{_ON_FRONT if row.on_front else ''}</td></tr>"
         )
     heads = [
         ("Trial", True),
@@ -165,9 +156,10 @@ def _indistinguishable(findings: Findings) -> str:
         ("NLL", True),
         ("", False),
     ]
-    extra = len(kept) - len(members & {record.key for record in kept})
+    kept = sum(row.layouts for row in costs)
+    extra = kept - sum(row.on_front for row in costs)
     return (
-        f"<details><summary>{plural(len(kept), 'layout')} cannot be told apart from the front "
+        f"<details><summary>{plural(kept, 'layout')} cannot be told apart from the front "
         f'<span class="note">({extra} beside its members)</span></summary><p class="note">Judged by the noise between '
         "seeds, two-sided at 5 % over all layouts (Bonferroni). Layouts of equal cost (the same blocks in another "
         "order) "

@@ -15,60 +15,66 @@ _MEANING = {
 }
 
 
-def calibration_words(found: Calibration) -> list[str]:
+def calibration_words(calibration: Calibration) -> list[str]:
     """What a calibration says, in plain sentences."""
-    rest = [plural(found.unfinished, "layout") + " not finished"] if found.unfinished else []
-    rest += [f"{found.failed} failed"] if found.failed else []
+    rest = [plural(calibration.unfinished, "layout") + " not finished"] if calibration.unfinished else []
+    rest += [f"{calibration.failed} failed"] if calibration.failed else []
     what = (
-        f"{plural(len(found.layouts), 'layout')} trained for {plural(found.long_epochs, 'epoch')} with "
-        f"{plural(found.seeds, 'seed')} each, against the proxy's {plural(found.epochs, 'epoch')}"
-        if found.layouts
+        f"{plural(len(calibration.layouts), 'layout')} trained for {plural(calibration.long_epochs, 'epoch')} with "
+        f"{plural(calibration.seeds, 'seed')} each, against the proxy's {plural(calibration.epochs, 'epoch')}"
+        if calibration.layouts
         else "No layout is trained long with every seed yet"
     ) + (f" ({listed(rest)})." if rest else ".")
-    if found.tau is None or found.ceiling is None or found.regret is None:
+    if calibration.tau is None or calibration.ceiling is None or calibration.regret is None:
         return [what, f"Under {MIN_LAYOUTS} layouts a rank correlation says nothing, so there is no verdict."]
-    regret = f"{found.measure.scale * found.regret:.3g} {found.measure.long_unit}"
-    in_sd = f", {found.regret_in_sd:.1f} standard deviations between seeds" if found.regret_in_sd is not None else ""
+    regret = f"{calibration.measure.scale * calibration.regret:.3g} {calibration.measure.long_unit}"
+    in_sd = (
+        f", {calibration.regret_in_sd:.1f} standard deviations between seeds"
+        if calibration.regret_in_sd is not None
+        else ""
+    )
     return [
         what,
-        f"Kendall's tau between proxy and long training is {_interval(found.tau)}; between the proxy and the same "
-        f"proxy with fresh seeds it is {_interval(found.ceiling)}, which is about as far as any agreement can go.",
+        f"Kendall's tau between proxy and long training is {_interval(calibration.tau)}; between the proxy and the "
+        f"same proxy with fresh seeds it is {_interval(calibration.ceiling)}, which is about as far as any agreement "
+        "can go.",
         f"The best of the proxy's top {TOP} is {regret} short of the best of all, trained long{in_sd}.",
-        f"Verdict {found.verdict}: {_MEANING[found.verdict or RED]}.",
+        f"Verdict {calibration.verdict}: {_MEANING[calibration.verdict or RED]}.",
     ]
 
 
-def calibration_short(found: Calibration) -> str:
-    """Its verdict in a few words."""
-    if found.tau is None:
+def calibration_short(calibration: Calibration) -> str:
+    """``"verdict green, Kendall's tau 0.71 (95 % interval 0.52 to 0.85)"``, or that the layouts are too few."""
+    if calibration.tau is None:
         return f"no verdict under {MIN_LAYOUTS} layouts"
-    return f"verdict {found.verdict}, Kendall's tau {_interval(found.tau)}"
+    return f"verdict {calibration.verdict}, Kendall's tau {_interval(calibration.tau)}"
 
 
-def confirmation_short(found: Confirmation) -> str:
-    """What became of the hypervolume, in a few words."""
-    missing = f"{len(found.missing)} of the present front not confirmed" if found.missing else ""
-    if found.hypervolume is None:
+def confirmation_short(confirmation: Confirmation) -> str:
+    """The front's hypervolume on the test images and as searched, and how many members are not confirmed."""
+    missing = f"{len(confirmation.missing)} of the present front not confirmed" if confirmation.missing else ""
+    if confirmation.hypervolume is None:
         return missing or "no layout of the front confirmed"
-    volume = found.hypervolume
+    volume = confirmation.hypervolume
     searched = f"the front's hypervolume {volume.test:.3f} on the test images, {volume.observed:.3f} as searched"
     return f"{searched}; {missing}" if missing else searched
 
 
-def confirmation_words(found: Confirmation) -> list[str]:
+def confirmation_words(confirmation: Confirmation) -> list[str]:
     """What a confirmation says, in plain sentences."""
-    members = [one for one in found.layouts if one.on_front]
-    images = found.layouts[0].test.images if found.layouts else 0
+    members = [one for one in confirmation.layouts if one.on_front]
+    images = confirmation.layouts[0].test.images if confirmation.layouts else 0
     what = (
-        f"{plural(len(members), 'layout')} of the front and {len(found.layouts) - len(members)} hand-made beside it, "
-        f"trained again with {plural(found.seeds, 'fresh seed')} each and measured on {images:,} test images"
-        f"{f'; {len(found.missing)} of the present front not confirmed' if found.missing else ''}"
-        f"{f'; {found.failed} failed' if found.failed else ''}."
+        f"{plural(len(members), 'layout')} of the front and {len(confirmation.layouts) - len(members)} hand-made "
+        f"beside it, trained again with {plural(confirmation.seeds, 'fresh seed')} each and measured on {images:,} "
+        "test images"
+        f"{f'; {len(confirmation.missing)} of the present front not confirmed' if confirmation.missing else ''}"
+        f"{f'; {confirmation.failed} failed' if confirmation.failed else ''}."
     )
     said = [what]
-    if found.hypervolume is not None:
-        volume = found.hypervolume
-        baselines = found.baselines_hypervolume
+    if confirmation.hypervolume is not None:
+        volume = confirmation.hypervolume
+        baselines = confirmation.baselines_hypervolume
         against = (
             f", the hand-made layouts' {baselines.observed:.3f}, {baselines.val:.3f} and {baselines.test:.3f}"
             if baselines
@@ -102,5 +108,5 @@ def _share(value: float) -> str:
     return percent(value).replace("-", "−")
 
 
-def _interval(found: RankCorrelation) -> str:
-    return f"{found.tau:.2f} (95 % interval {found.low:.2f} to {found.high:.2f})".replace("-", "−")
+def _interval(correlation: RankCorrelation) -> str:
+    return f"{correlation.tau:.2f} (95 % interval {correlation.low:.2f} to {correlation.high:.2f})".replace("-", "−")

@@ -51,7 +51,7 @@ def strip_css() -> str:
 
 
 def hover_strip(layout: Layout) -> str:
-    """The strip in the few tags that a plotly hover knows, for a dark label; numbers on a second line."""
+    """The strip in the few HTML tags that a plotly hover draws, for a dark label; numbers on a second line."""
     bars = []
     for stage in stages_of(layout):
         # One span a run of equal letters: a page holds thousands of these.

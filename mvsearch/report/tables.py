@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 from mambavision.files import write_atomic
 from mvsearch.analysis.facts import stage_facts
 from mvsearch.analysis.findings import Findings
-from mvsearch.analysis.gains import margin
-from mvsearch.study.data import StudyData
 from mvsearch.study.front import front_records
 from mvsearch.study.record import TIME, TrialRecord
 
@@ -98,7 +96,7 @@ def front_table(findings: Findings) -> pd.DataFrame:
         The columns of front.csv: those of trials.csv without timings and state, then ``top1_gain`` and ``nll_gain``
         (positive is better) over ``gain_over``, the best hand-made layout that is at least as fast, and ``speed_gain``
         (a factor) over ``speed_gain_over``, the fastest hand-made layout that is at least as good; missing where there
-        is none. Then how sure it is: ``standing`` (`front.Standing.verdict`, missing where the noise is not known);
+        is none. Then how sure it is: ``standing`` (`Standing.verdict`, missing where the noise is not known);
         of `mvsearch confirm` ``confirmed_seeds``, ``confirmed_top1`` and ``confirmed_nll`` (validation split),
         ``test_top1``, ``test_top1_sd`` (standard deviation between seeds) and ``test_nll``; of `mvsearch calibrate`
         ``verdict``, ``tau`` and ``tau_low`` (the lower end of its interval), the same in each row, with the verdict
@@ -112,7 +110,9 @@ def front_table(findings: Findings) -> pd.DataFrame:
     left_out = {"state", "on_front", "windows", "reference_windows", "reason", "layout", "started", "ended"}
     left_out |= {"rung_nll", "rung_top1"}
     table = trials.loc[[record.key for record in front], [c for c in trials.columns if c not in left_out]].copy()
-    margins = pd.DataFrame([_margin_row(study, record) for record in front], columns=list(_MARGIN), index=table.index)
+    margins = pd.DataFrame(
+        [_margin_row(findings, record) for record in front], columns=list(_MARGIN), index=table.index
+    )
     table = table.join(margins)
     rows = [_sureness_row(findings, record) for record in front]
     sure = pd.DataFrame(rows, columns=list(_SURENESS), index=table.index)
@@ -124,8 +124,8 @@ def front_table(findings: Findings) -> pd.DataFrame:
 _MARGIN = ("top1_gain", "nll_gain", "gain_over", "speed_gain", "speed_gain_over")
 
 
-def _margin_row(study: StudyData, record: TrialRecord) -> dict[str, float | str | None]:
-    found = margin(record, study.baselines, study.measure)
+def _margin_row(findings: Findings, record: TrialRecord) -> dict[str, float | str | None]:
+    found = findings.margin(record)
     row: dict[str, float | str | None] = dict.fromkeys(_MARGIN)
     if found.at_speed is not None:
         row["top1_gain"] = _minus(record.top1, found.at_speed.top1)
@@ -147,7 +147,7 @@ def _sureness_row(findings: Findings, record: TrialRecord) -> dict[str, float | 
     row: dict[str, float | str | None] = dict.fromkeys(_SURENESS)
     if record.key in findings.standings:
         row["standing"] = findings.standings[record.key].verdict
-    if findings.confirmation and (fresh := findings.confirmation.of(record.key)):
+    if findings.confirmation and (fresh := findings.confirmation.layout(record.key)):
         row |= {"confirmed_seeds": findings.confirmation.seeds, "confirmed_top1": fresh.val.top1}
         row |= {"confirmed_nll": fresh.val.nll, "test_nll": fresh.test.nll}
         row |= {"test_top1": fresh.test.top1, "test_top1_sd": fresh.test.top1_sd}

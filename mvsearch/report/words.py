@@ -35,7 +35,7 @@ def factor(value: float | None) -> str:
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits behind the point."""
+    """A number with this many digits behind the point, ``"−0.125"``."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 MAX_REST = 1000
 """Finished trials that stand for all those that are not among the best."""
 
-BEST = 25
+BEST_TRIALS = 25
 """The best trials that TPE makes a density of, from 250 on: `optuna.samplers._tpe.sampler.default_gamma`."""
 
 AGAIN = 50
@@ -48,7 +48,7 @@ class BoundedTPESampler(TPESampler):
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study._get_trials(deepcopy=False, states=states, use_cache=False)
         finished = [trial for trial in trials if trial.state != TrialState.RUNNING]
-        if len(finished) <= MAX_REST + BEST:
+        if len(finished) <= MAX_REST + BEST_TRIALS:
             return trials
         if len(finished) - len(self._known) >= AGAIN:
             best = _best(finished)
@@ -64,13 +64,13 @@ class BoundedTPESampler(TPESampler):
 
 
 def _best(finished: list[FrozenTrial]) -> set[int]:
-    """Numbers of the feasible COMPLETE trials on the first fronts that together hold `BEST`, whole fronts."""
+    """Numbers of the feasible COMPLETE trials on the first fronts that together hold `BEST_TRIALS`, whole fronts."""
     complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
     complete = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
     if not complete:
         return set()
-    ranks = _fast_non_domination_rank(-np.array([trial.values for trial in complete]), n_below=BEST)
-    last = np.sort(ranks)[min(BEST, len(ranks)) - 1]
+    ranks = _fast_non_domination_rank(-np.array([trial.values for trial in complete]), n_below=BEST_TRIALS)
+    last = np.sort(ranks)[min(BEST_TRIALS, len(ranks)) - 1]
     return {trial.number for trial, rank in zip(complete, ranks, strict=True) if rank <= last}
 
 

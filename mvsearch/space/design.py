@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.config.sections import StudyConfig
 from mvsearch.config.values import ConfigError
-from mvsearch.space.published import PUBLISHED, published_blocks
+from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import place
 
@@ -94,7 +94,7 @@ def stage_patterns(depth: int, mamba: str) -> list[str]:
 def _candidates(reference: HybridLayout, mixed: Sequence[int], mamba: Sequence[str]) -> list[dict[int, str]]:
     """Blocks by stage (counted from 0): the published patterns in all stages, then one stage at a time."""
     found = []
-    for name in PUBLISHED:
+    for name in PUBLISHED_PATTERNS:
         blocks = {
             at: published_blocks(name, len(reference.stages[at].blocks), m) for at, m in zip(mixed, mamba, strict=True)
         }

@@ -79,7 +79,7 @@ def _hand_made(space: LayoutSpace, width: int, shortest: bool) -> dict[str, Hybr
     return found
 
 
-def scaled(space: LayoutSpace, model: HybridLayout) -> HybridLayout | None:
+def nearest_layout(space: LayoutSpace, model: HybridLayout) -> HybridLayout | None:
     """The layout of the space that is most like a model outside it, within the budgets; None if they forbid all.
 
     Stages correspond from the last one backwards; a stage that mixes Mamba and attention whose counterpart does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mambavision.layout import last_half
 
-PUBLISHED: dict[str, float | None] = {
+PUBLISHED_PATTERNS: dict[str, float | None] = {
     "last N/2": 0.823,
     "last N/4": 0.819,
     "mixed-2": 0.816,

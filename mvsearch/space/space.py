@@ -48,8 +48,11 @@ class SearchSpace(LayoutSpace):
         return hand_made.reference(self)
 
     def scaled(self, model: HybridLayout) -> HybridLayout | None:
-        """The layout most like a model outside the space; None if the budgets forbid all. See `hand_made.scaled`."""
-        return hand_made.scaled(self, model)
+        """The layout most like a model outside the space; None if the budgets forbid all.
+
+        See `hand_made.nearest_layout`.
+        """
+        return hand_made.nearest_layout(self, model)
 
     def placed(self, weights: Mapping[str, float], rng: random.Random) -> HybridLayout:
         """A layout whose attention is placed by rules drawn with weights; see `hand_made.placed`."""

@@ -114,7 +114,7 @@ class StudyData:
 
     @property
     def partial(self) -> list[TrialRecord]:
-        """Layouts still on their way."""
+        """Layouts of which something was measured, that have neither failed nor come to the end of a rung."""
         return [record for record in self.records if record.state == PARTIAL]
 
     @property
@@ -162,7 +162,7 @@ def deployed_image_size(config: Mapping[str, Any]) -> int:
 
 
 def describe_study(folder: StudyFolder) -> str:
-    """A study in one line: how far it is, on which data."""
+    """A study in one line: how far it is and on which data; what is wrong with its files where they cannot be read."""
     try:
         study = load_study(folder)
     except StudyError as error:

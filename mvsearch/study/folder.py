@@ -15,7 +15,7 @@ from mvsearch.study.files import RESTORE, StudyError
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where a study's files are.
+    """Where a study's files lie, whether they are there or not.
 
     Attributes:
         path: the folder, ``studies/<name>``.
@@ -41,22 +41,22 @@ class StudyFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """study.yaml: the resolved configuration."""
         return self.path / "study.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions, devices and conditions."""
+        """environment.json: versions, devices, data and conditions."""
         return self.path / "environment.json"
 
     @property
     def ledger(self) -> Path:
-        """What was measured."""
+        """evaluations.jsonl: what was measured, a line each."""
         return self.path / "evaluations.jsonl"
 
     @property
     def journal(self) -> Path:
-        """The sampler's memory."""
+        """journal.log: Optuna's trials, the sampler's memory."""
         return self.path / "journal.log"
 
     @property
@@ -66,11 +66,11 @@ class StudyFolder:
 
     @property
     def status(self) -> Path:
-        """What the driver last told of its progress."""
+        """status.json: how far the search was when its driver last wrote it."""
         return self.path / "status.json"
 
     def repeat_status(self, purpose: str) -> Path:
-        """What `mvsearch calibrate` or `confirm` last told of its progress."""
+        """How far `mvsearch calibrate` or `confirm` was when its driver last wrote it."""
         return self.path / f"{purpose}-status.json"
 
     @property
@@ -105,7 +105,7 @@ class StudyFolder:
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """report.html: the page."""
         return self.path / "report.html"
 
     @property
@@ -187,6 +187,11 @@ def list_studies(studies: Path = Path("studies")) -> list[StudyFolder]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        StudyError: if it cannot be read or holds anything else.
+    """
     import yaml
 
     try:
@@ -197,6 +202,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        StudyError: if it cannot be read or holds anything else.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:

@@ -119,7 +119,7 @@ class RungRecord:
         return tuple(own.quality(value) for value in own.choose(nll=self.nlls, top1=self.top1s))
 
     def quality(self, measure: str) -> float:
-        """Their mean."""
+        """Mean of `qualities`."""
         return statistics.fmean(self.qualities(measure))
 
 

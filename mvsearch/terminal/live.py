@@ -26,7 +26,7 @@ LINES_OF_FRONT = 8
 
 
 def complain(message: str) -> None:
-    """One clear message about what is wrong, on stderr."""
+    """Print one message about what is wrong to stderr."""
     console(stderr=True).print(Text.assemble(("error: ", "bold red"), message))
 
 
@@ -45,6 +45,7 @@ def record_line(record: TrialRecord, state: LaunchState) -> Text:
 
 
 def size_text(record: TrialRecord) -> str:
+    """Width of the first stage, and the states where something scans: ``"  width 16  state 8/16"``."""
     states = states_text(record)
     return f"  width {record.layout['stages'][0]['dim']}" + (f"  state {states}" if states else "")
 
@@ -85,6 +86,7 @@ def front_lines(
 
 
 def error_of(errors: Mapping[str, tuple[str, float]], record: TrialRecord, measure: str) -> float | None:
+    """The error of a record in one measure; None where `errors` has none of it, or one of the other measure."""
     known = errors.get(record.key)
     return known[1] if known and known[0] == measure else None
 

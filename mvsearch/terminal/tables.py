@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +12,17 @@ from rich.text import Text
 
 from mambavision.strip import rich_strip
 from mvsearch.analysis.calibration import Calibration
-from mvsearch.analysis.noise import DOMINATED, quality_se
+from mvsearch.analysis.noise import quality_se
+from mvsearch.analysis.rows import ConfirmedRow, PatternRow, confirmed_rows, pattern_rows, undominated_rows
 from mvsearch.report.sentences import calibration_short, calibration_words, confirmation_short, confirmation_words
 from mvsearch.report.words import DASH, duration, factor, fixed, hours, percent, plural, scaled, with_error
-from mvsearch.study.front import families
 from mvsearch.study.record import CALIBRATE, CONFIRM
 from mvsearch.terminal.live import LINES_OF_FRONT, PLAIN, front_lines, panel
 
 if TYPE_CHECKING:
     from mvsearch.analysis.comparison import Comparison
-    from mvsearch.analysis.confirmation import Confirmation, ConfirmedGain
+    from mvsearch.analysis.confirmation import ConfirmedGain
     from mvsearch.analysis.findings import Findings
-    from mvsearch.analysis.insight import NamedPattern
     from mvsearch.analysis.plans import Plan
     from mvsearch.driver.dry_run import DryRun
     from mvsearch.driver.repeat import RepeatOutcome
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from mvsearch.export.weights import Weights
     from mvsearch.space.describe import SpaceDescription
     from mvsearch.space.space import SearchSpace
-from mvsearch.study.data import StudyData
+    from mvsearch.study.data import StudyData
 
 
 def print_front(out: Console, findings: Findings) -> None:
@@ -52,24 +51,22 @@ def print_front(out: Console, findings: Findings) -> None:
             style="dim",
         )
     )
-    members = {record.key for record in study.front}
-    near = [r for r in study.complete if (at := findings.standings.get(r.key)) is None or at.verdict != DOMINATED]
-    if not findings.standings or len(near) == len(members):
+    rows = undominated_rows(findings)
+    if sum(row.layouts for row in rows) in (0, len(study.front)):
         return
     table = Table(**PLAIN)
     table.add_column("best of its cost", no_wrap=True)
     for name in ("layouts", "of the front", "params", "MACs", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
-    for family in families(near, measure):
-        best = family.members[0]
-        ratios = sorted(record.ratio or 0.0 for record in family.members)
+    for row in rows:
+        best = row.best
         table.add_row(
             Text.assemble(rich_strip(best.layout), (f" {best.baseline}" if best.baseline else "", "italic")),
-            str(len(family.members)),
-            str(sum(record.key in members for record in family.members) or DASH),
-            scaled(family.params),
-            scaled(family.macs),
-            factor(ratios[0]) if len(ratios) == 1 else f"{factor(ratios[0])} to {factor(ratios[-1])}",
+            str(row.layouts),
+            str(row.on_front or DASH),
+            scaled(best.params),
+            scaled(best.macs),
+            factor(row.slowest) if row.layouts == 1 else f"{factor(row.slowest)} to {factor(row.fastest)}",
         )
     title = "The front and what cannot be told apart from it, each cost once (t tests over seeds, 5 % for all together)"
     out.print(Text(f"\n{title}", style="bold"))
@@ -150,7 +147,7 @@ def print_repeat(out: Console, findings: Findings, outcome: RepeatOutcome, files
         said = calibration_words(findings.calibration)
         verdict = findings.calibration.verdict
     elif findings.confirmation:
-        out.print(confirmed_lines(findings.confirmation))
+        out.print(confirmed_lines(confirmed_rows(findings)))
         said, verdict = confirmation_words(findings.confirmation), None
     else:
         said, verdict = [], None
@@ -171,7 +168,7 @@ def _after(findings: Findings, purpose: str) -> str:
     return "export" if findings.confirmation else "confirm"
 
 
-def confirmed_lines(found: Confirmation) -> Table:
+def confirmed_lines(rows: Sequence[ConfirmedRow]) -> Table:
     """Confirmed layouts as a table, slowest first: as searched, and with fresh seeds (mean ± standard deviation)."""
     title = "Confirmed: top-1 of fresh trainings, mean ± standard deviation between seeds"
     table = Table(title=title, **PLAIN)
@@ -180,21 +177,18 @@ def confirmed_lines(found: Confirmation) -> Table:
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("over the hand-made", overflow="fold")
     table.add_column("against the faster", overflow="fold")
-    gains = {gain.layout: gain for gain in found.gains}
-    for one in found.layouts:
-        standing = {"front": "better", "undecided": "not told apart", "dominated": "worse"}
-        verdict = standing[one.standing.verdict] if one.standing else DASH
+    verdicts = {"front": "better", "undecided": "not told apart", "dominated": "worse", None: DASH}
+    for row in rows:
+        record = row.record
         table.add_row(
-            Text.assemble(
-                rich_strip(one.record.layout), (f" {one.record.baseline}" if one.record.baseline else "", "italic")
-            ),
-            factor(one.record.ratio),
-            percent(one.record.top1),
-            with_error(one.val.top1, one.val.top1_sd),
-            with_error(one.test.top1, one.test.top1_sd),
-            f"{one.test.nll:.3f}",
-            _gain_words(gains[one.key]) if one.key in gains else DASH,
-            verdict if one.standing is None or one.standing.rival else "nothing is faster",
+            Text.assemble(rich_strip(record.layout), (f" {record.baseline}" if record.baseline else "", "italic")),
+            factor(record.ratio),
+            percent(record.top1),
+            with_error(row.val_top1, row.val_sd),
+            with_error(row.test_top1, row.test_sd),
+            f"{row.test_nll:.3f}",
+            DASH if row.gain is None else _gain_words(row.gain),
+            "nothing is faster" if row.fastest else verdicts[row.verdict],
         )
     return table
 
@@ -206,7 +200,7 @@ def _gain_words(gain: ConfirmedGain) -> str:
 
 
 def print_dry_run(out: Console, name: str, done: DryRun) -> None:
-    """How a dry run went, and that nothing of it is true."""
+    """How a dry run went, and that all its values are made up."""
     full = f"{plural(done.outcome.complete, 'layout')} trained in full"
     out.print(f"\nDry run of {name}: {plural(done.layouts, 'layout')} asked for, {full}.")
     if len(done.rungs) > 1:
@@ -320,7 +314,7 @@ def _span(low: int, high: int) -> str:
 
 
 def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, done: int) -> None:
-    """What is about to happen, before it does."""
+    """What a launch is about to do: the space, the trainings, tokens, workers, baselines."""
     from mvsearch.space.describe import describe
 
     description = describe(space, samples=0)
@@ -354,7 +348,7 @@ def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, do
 def print_insight(out: Console, findings: Findings, following: str) -> None:
     """What a study says about ratio, placement, state and width, and what it does not."""
     study = findings.study
-    from mvsearch.analysis.insight import CALIPER
+    from mvsearch.analysis.insight import CALIPER, by_factor
     from mvsearch.report.insight_words import FACTOR_NAMES, OUTCOME_NAMES, effect_short, headlines, unsupported
 
     insight = findings.insight
@@ -364,9 +358,6 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
         f"are equal in everything else and whose costs differ by at most {percent(CALIPER, 0)}; m: from a model, where "
         "there are too few pairs; –: not enough trials to say; bold: the interval leaves out nought."
     )
-    groups: dict[tuple[int, str], list[Any]] = {}
-    for one in insight.comparisons:
-        groups.setdefault((one.stage, one.factor), []).append(one)
     heads = {
         ("nll", "params"): "NLL, equal params",
         ("top1", "params"): "top-1, equal params",
@@ -377,7 +368,7 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
         ("top1", "rest"): "top-1, all else equal",
         ("throughput", "rest"): "speed, all else equal",
     }
-    for (stage, by), own in groups.items():
+    for (stage, by), own in by_factor(insight.comparisons).items():
         title = f"Stage {stage}: {FACTOR_NAMES[by]}" if stage else FACTOR_NAMES[by].capitalize()
         table = Table(
             title=f"\n{title}, against {own[0].reference}",
@@ -402,7 +393,7 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
     out.print(Text(f"\nIn short, {OUTCOME_NAMES[study.measure]} at equal parameters", style="bold"))
     for sentence in headlines(insight):
         out.print(f"- {sentence}")
-    _print_published(out, study, insight.published())
+    _print_published(out, pattern_rows(findings))
     if findings.importance:
         out.print(Text("\nImportance (PED-ANOVA): share of what decides the best tenth", style="bold"))
         for name, shares in findings.importance.items():
@@ -411,20 +402,16 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
     out.print(Text("\nWhat this study does not support", style="bold"))
     for sentence in unsupported(insight):
         out.print(f"- {sentence}")
-    known = sum(len(one.known) for one in insight.comparisons)
-    if known:
-        chance = -(-known // 20)
-        out.print(
-            Text(
-                f"{known} intervals at 95 %: about {chance} would leave out the reference by chance alone.", style="dim"
-            )
-        )
+    if insight.intervals:
+        chance = -(-insight.intervals // 20)
+        text = f"{insight.intervals} intervals at 95 %: about {chance} would leave out the reference by chance alone."
+        out.print(Text(text, style="dim"))
     out.print(f"Next: {following}, and its section Insight")
 
 
 def print_comparison(out: Console, comparison: Comparison, path: str) -> None:
     """Studies side by side, and where the page is."""
-    from mvsearch.analysis.comparison import rows_of
+    from mvsearch.analysis.comparison import study_rows
     from mvsearch.report.page_compare import compare_words
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -432,7 +419,7 @@ def print_comparison(out: Console, comparison: Comparison, path: str) -> None:
     table.add_column("sampler")
     for name in ("seed", "layouts", "device time", "front", "joint front", "hypervolume", "× hand-made"):
         table.add_column(name, justify="right")
-    for row in rows_of(comparison):
+    for row in study_rows(comparison):
         table.add_row(
             Text(row.name),
             Text(row.sampler),
@@ -463,9 +450,8 @@ def print_comparison(out: Console, comparison: Comparison, path: str) -> None:
     out.print(f"\nWritten: {path}")
 
 
-def _print_published(out: Console, study: StudyData, patterns: list[NamedPattern]) -> None:
-    found = [one for one in patterns if one.record is not None]
-    if len(found) < 2:
+def _print_published(out: Console, rows: Sequence[PatternRow]) -> None:
+    if not rows:
         return
     table = Table(
         title="\nThe published patterns (table 5 of the paper), best first",
@@ -479,17 +465,17 @@ def _print_published(out: Console, study: StudyData, patterns: list[NamedPattern
     table.add_column("layout", no_wrap=True)
     for name in ("top-1", "NLL", "ratio", "params", "paper's top-1"):
         table.add_column(name, justify="right", no_wrap=True)
-    records = [(one, one.record) for one in found if one.record is not None]
-    for one, record in sorted(records, key=lambda pair: -(pair[1].quality(study.measure) or 0.0)):
+    for row in rows:
+        record = row.record
         nll = fixed(record.nll) + (f" ± {fixed(record.nll_se)}" if record.nll_se is not None else "")
         top1 = with_error(record.top1, record.top1_se)
-        numbers = (top1, nll, factor(record.ratio), scaled(record.params), percent(one.published))
-        table.add_row(one.name, rich_strip(record.layout), *numbers)
+        numbers = (top1, nll, factor(record.ratio), scaled(record.params), percent(row.published_top1))
+        table.add_row(row.name, rich_strip(record.layout), *numbers)
     out.print(table)
 
 
 def print_studies(out: Console, rows: list[tuple[str, str]]) -> None:
-    """Names of studies with a sentence each."""
+    """A line for each study: its name and a sentence about it."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, text in rows:
         table.add_row(Text(name, style="bold"), text)

@@ -7,7 +7,7 @@ import math
 import random
 
 from mambavision.layout import HybridLayout, StageLayout, last_half
-from mvsearch.analysis.plans import choose_layouts, to_confirm
+from mvsearch.analysis.plans import layouts_to_calibrate, layouts_to_confirm
 from mvsearch.config.seeds import seeds_for
 from mvsearch.study.data import StudyData
 from mvsearch.study.front import reference_point
@@ -182,9 +182,9 @@ def trusted(made: StudyData, *, layouts: int = 16, seed: int = 0) -> StudyData:
         common = {"key": record.key, "layout": record.layout, "trial": record.number, "purpose": purpose}
         return Evaluation(what=TRAIN, seed=at, to_epoch=epochs, values=values, **common)
 
-    for record in choose_layouts(made.records, made.measure, layouts):
+    for record in layouts_to_calibrate(made.records, made.measure, layouts):
         for at in seeds_for("calibrate", 0, 2):
             lines += [train(record, "calibrate", at, epochs) for epochs in (EPOCHS, 4 * EPOCHS)]
-    for record in to_confirm(made):
+    for record in layouts_to_confirm(made):
         lines += [train(record, "confirm", at, EPOCHS, test=1) for at in seeds_for("confirm", 0, 3)]
     return dataclasses.replace(made, evaluations=tuple(lines))

@@ -10,7 +10,7 @@ import pytest
 import study_factory
 from typer.testing import CliRunner
 
-from mvsearch.analysis.comparison import Comparison, rows_of
+from mvsearch.analysis.comparison import Comparison, study_rows
 from mvsearch.cli import app
 from mvsearch.report.page_compare import compare_figures, compare_page, compare_words
 from mvsearch.study.data import StudyData
@@ -32,7 +32,7 @@ def test_hypervolumes_are_above_one_corner_below_all() -> None:
     found = three()
     corners = [study.reference_point for study in found.studies]
     assert found.reference_point == (corners[0][0], min(throughput for _, throughput in corners))
-    for row, study in zip(rows_of(found), found.studies, strict=True):
+    for row, study in zip(study_rows(found), found.studies, strict=True):
         points = [point_of(record, "nll") for record in study.complete]
         assert row.hypervolume == pytest.approx(hypervolume(points, found.reference_point))
         assert row.hypervolume >= hypervolume(points, study.reference_point)
@@ -43,7 +43,7 @@ def test_the_joint_front_is_that_of_all_layouts_together() -> None:
     found = three()
     points = [point_of(record, "nll") for study in found.studies for record in study.complete]
     assert len(found.joint_front) == len(pareto_front(points))
-    assert sum(row.joint for row in rows_of(found)) == len(found.joint_front)
+    assert sum(row.joint for row in study_rows(found)) == len(found.joint_front)
 
 
 def test_seeds_of_one_search_are_a_group_and_another_sampler_is_not() -> None:

@@ -68,7 +68,7 @@ def test_the_card_of_an_unconfirmed_winner_says_so():
 def test_the_card_of_a_confirmed_winner_carries_its_test_accuracy_with_n_and_spread():
     study = as_stored(confirmed())
     record = study.front[0]
-    fresh = Findings(study).confirmation.of(record.key)
+    fresh = Findings(study).confirmation.layout(record.key)
     weights = Weights(
         "confirmed",
         b"",
@@ -117,7 +117,7 @@ def test_front_csv_says_how_sure_it_is():
     table = front_table(Findings(fresh))
     assert set(table["verdict"]) == {"not calibrated"}
     for row in table.itertuples():
-        one = Findings(fresh).confirmation.of(row.key)
+        one = Findings(fresh).confirmation.layout(row.key)
         assert (row.test_top1, row.test_top1_sd, row.confirmed_seeds) == (one.test.top1, one.test.top1_sd, 3)
         assert row.standing == Findings(fresh).standings[row.key].verdict
 

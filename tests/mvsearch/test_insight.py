@@ -12,6 +12,7 @@ from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.insight import MODEL, PAIRS, REFERENCE, Insight
 from mvsearch.analysis.model import MIN_SKILL
 from mvsearch.analysis.pairs import paired_differences
+from mvsearch.analysis.rows import pattern_rows
 from mvsearch.report.insight_words import (
     NOT_ENOUGH,
     comparison_words,
@@ -21,7 +22,7 @@ from mvsearch.report.insight_words import (
     unsupported,
 )
 from mvsearch.report.page import page
-from mvsearch.space.published import PUBLISHED, published_blocks
+from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import COMPLETE, TrialRecord
 
@@ -235,13 +236,24 @@ def test_published_patterns(name: str, depth: int, blocks: str | None) -> None:
 
 def test_published_patterns_are_found_at_one_size() -> None:
     patterns = {one.name: one for one in Insight(study_factory.study()).published()}
-    assert list(patterns) == list(PUBLISHED)
+    assert list(patterns) == list(PUBLISHED_PATTERNS)
     assert patterns["last N/2"].record.pattern == "C|MMAA|MMA"
     assert patterns["all attention"].record.baseline == "all attention"
     assert patterns["last N/4"].record is None
     assert patterns["last N/2"].published == 0.823
     sizes = {tuple(s["dim"] for s in one.record.layout["stages"]) for one in patterns.values() if one.record}
     assert sizes == {(24, 48, 96)}
+
+
+def test_published_patterns_that_were_tried_are_rows_best_first() -> None:
+    study = study_factory.study()
+    tried = [one for one in Insight(study).published() if one.record]
+    rows = pattern_rows(Findings(study))
+    assert {(row.name, row.published_top1) for row in rows} == {(one.name, one.published) for one in tried}
+    assert [row.record.nll for row in rows] == sorted(one.record.nll for one in tried)
+    alone = dataclasses.replace(study, records=study.records[:1])
+    assert len(alone.complete) == 1
+    assert pattern_rows(Findings(alone)) == (), "one pattern compares with none"
 
 
 def test_every_effect_has_a_row_in_shown_units() -> None:

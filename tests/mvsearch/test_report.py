@@ -291,7 +291,10 @@ def test_a_calibrated_and_confirmed_study_says_so_with_intervals() -> None:
     assert f"Calibration {Findings(study).calibration.verdict}" in answer
     assert "Not confirmed" not in said
     best, named = picks(study)["knee"], next(r for r in study.baselines if r.baseline == "last half")
-    mine, theirs = Findings(study).confirmation.of(best.key).test, Findings(study).confirmation.of(named.key).test
+    mine, theirs = (
+        Findings(study).confirmation.layout(best.key).test,
+        Findings(study).confirmation.layout(named.key).test,
+    )
     found = Findings(study).difference(best, named)
     assert (found.nll, found.top1, found.seeds) == (mine.nll - theirs.nll, mine.top1 - theirs.top1, 3)
     assert f"{found.nll:+.3f} ± {found.nll_half:.3f}".replace("-", "−") in answer

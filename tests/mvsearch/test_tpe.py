@@ -54,10 +54,10 @@ def test_in_a_large_one_the_best_are_the_same_and_few_of_the_rest_are_looked_at(
         study.add_trial(trial)
     history = sampler._history(study)
     finished = [trial for trial in study.trials if trial.state.is_finished()]
-    below = {trial.number for trial in _split_trials(study, finished, tpe.BEST)[0]}
+    below = {trial.number for trial in _split_trials(study, finished, tpe.BEST_TRIALS)[0]}
     seen = [trial for trial in history if trial.state.is_finished()]
-    assert {trial.number for trial in _split_trials(study, seen, tpe.BEST)[0]} == below
-    assert len(below) == tpe.BEST
+    assert {trial.number for trial in _split_trials(study, seen, tpe.BEST_TRIALS)[0]} == below
+    assert len(below) == tpe.BEST_TRIALS
     assert 100 <= len(seen) < 300
     running = {trial.number for trial in study.trials if trial.state == TrialState.RUNNING}
     assert running == {trial.number for trial in history if trial.state == TrialState.RUNNING}

@@ -17,7 +17,8 @@ from scipy.stats import kendalltau
 from mvsearch.analysis.calibration import calibration, rank_correlation, verdict
 from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.noise import SeedNoise, difference_noise, seed_noise, standings, study_noise
-from mvsearch.analysis.plans import choose_layouts, to_confirm
+from mvsearch.analysis.plans import layouts_to_calibrate, layouts_to_confirm
+from mvsearch.analysis.rows import confirmed_rows, undominated_rows
 from mvsearch.config.seeds import seeds_for
 from mvsearch.driver.repeat import RepeatOutcome
 from mvsearch.report.sentences import calibration_words, confirmation_words
@@ -52,7 +53,7 @@ def calibrated(count, long, *, again=lambda record: record.nll, seeds=2, factor=
     """A study of which so many layouts were trained long, to the NLL that `long` says."""
     study = study_factory.study(trials=30)
     lines = []
-    for record in choose_layouts(study.records, "nll", count):
+    for record in layouts_to_calibrate(study.records, "nll", count):
         for number, seed in enumerate(seeds_for("calibrate", 0, seeds)):
             lines.append(trained(record, "calibrate", seed, EPOCHS, again(record)))
             lines.append(trained(record, "calibrate", seed, factor * EPOCHS, long(record) + 0.01 * number))
@@ -118,7 +119,7 @@ def test_under_twelve_layouts_it_says_nothing():
 
 def test_layouts_that_failed_or_lack_a_seed_do_not_count():
     study = calibrated(16, lambda record: record.nll)
-    chosen = choose_layouts(study.records, "nll", 16)
+    chosen = layouts_to_calibrate(study.records, "nll", 16)
     lost, failed = chosen[3].key, chosen[5]
     lines = [line for line in study.evaluations if not (line.key == lost and line.seed == 501)]
     lines.append(Evaluation(what=FAIL, key=failed.key, layout=failed.layout, trial=1, purpose="calibrate", reason="no"))
@@ -128,7 +129,7 @@ def test_layouts_that_failed_or_lack_a_seed_do_not_count():
 
 def test_a_third_seed_of_one_layout_does_not_take_the_verdict_away():
     study = calibrated(16, lambda record: -record.nll)
-    record = choose_layouts(study.records, "nll", 16)[3]
+    record = layouts_to_calibrate(study.records, "nll", 16)[3]
     lines = [trained(record, "calibrate", 502, epochs, record.nll) for epochs in (EPOCHS, 4 * EPOCHS)]
     before, found = (
         calibration(study),
@@ -143,16 +144,16 @@ def test_the_layouts_to_calibrate_on_hold_the_hand_made_and_the_begun(count, tri
     records = study_factory.records(trials=trials, failures=1, seed=seed)
     complete = [record for record in records if record.state == "COMPLETE"]
     kept = {record.key for record in random.Random(seed).sample(complete, begun)}
-    chosen = choose_layouts(records, "nll", count, begun=kept)
+    chosen = layouts_to_calibrate(records, "nll", count, begun=kept)
     must = {record.key for record in complete if record.baseline} | kept
     assert must <= {record.key for record in chosen}
     assert len(chosen) == max(len(must), min(count, len(complete)))
-    assert chosen == choose_layouts(list(reversed(records)), "nll", count, begun=kept)
+    assert chosen == layouts_to_calibrate(list(reversed(records)), "nll", count, begun=kept)
 
 
 def test_the_sample_is_spread_over_score_and_throughput():
     records = study_factory.records(trials=100, failures=0)
-    chosen = {record.key for record in choose_layouts(records, "nll", 20)}
+    chosen = {record.key for record in layouts_to_calibrate(records, "nll", 20)}
     for by in (lambda record: record.nll, lambda record: record.ratio):
         ordered = sorted(records, key=by)
         quarters = [sum(record.key in chosen for record in ordered[at : at + 25]) for at in range(0, 100, 25)]
@@ -167,7 +168,7 @@ def confirmed(shift=0.0, sd=0.01, seeds=3, drop=0):
     study = study_factory.study(trials=30)
     rng = random.Random(1)
     lines = []
-    for record in to_confirm(study)[drop:]:
+    for record in layouts_to_confirm(study)[drop:]:
         for seed in seeds_for("confirm", 0, seeds):
             nll = record.nll + shift + rng.gauss(0, sd)
             test = {"test_nll": nll + 0.1, "test_top1": 1 - (nll + 0.1) / 2, "test_images": 2000}
@@ -177,12 +178,12 @@ def confirmed(shift=0.0, sd=0.01, seeds=3, drop=0):
 
 def test_confirm_trains_the_front_and_the_hand_made():
     study = study_factory.study(trials=30)
-    keys = [record.key for record in to_confirm(study)]
+    keys = [record.key for record in layouts_to_confirm(study)]
     assert len(set(keys)) == len(keys)
     assert set(keys) == {record.key for record in [*study.front, *study.baselines]}
-    few = to_confirm(study, 2)
+    few = layouts_to_confirm(study, 2)
     assert [record.key for record in few[:2]] == [study.front[0].key, study.front[-1].key]
-    assert to_confirm(study, 1)[0].key == study.front[0].key
+    assert layouts_to_confirm(study, 1)[0].key == study.front[0].key
 
 
 def test_what_was_chosen_by_luck_and_what_the_splits_differ_are_told_apart():
@@ -193,7 +194,7 @@ def test_what_was_chosen_by_luck_and_what_the_splits_differ_are_told_apart():
     assert volumes.optimism == pytest.approx((volumes.observed - volumes.val) / volumes.val)
     assert found.baselines_hypervolume.observed < volumes.observed
     assert (found.seeds, found.missing, found.failed) == (3, (), 0)
-    one = found.of(study.front[0].key)
+    one = found.layout(study.front[0].key)
     lines = [line for line in study.evaluations if line.key == one.key and line.purpose == "confirm"]
     assert one.test.top1 == pytest.approx(statistics.fmean(line.values["test_top1"] for line in lines))
     assert one.test.top1_sd == pytest.approx(statistics.stdev(line.values["test_top1"] for line in lines))
@@ -300,6 +301,42 @@ def test_layouts_of_equal_cost_are_one_family():
         assert nlls == sorted(nlls)
 
 
+# -- as rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_cost_is_one_row_of_what_cannot_be_told_apart_from_the_front():
+    findings = Findings(confirmed(sd=0.02))
+    study, standings = findings.study, findings.standings
+    rows = undominated_rows(findings)
+    kept = {record.key: record for record in study.complete if standings[record.key].verdict != "dominated"}
+    assert sum(row.layouts for row in rows) == len(kept) > len(study.front)
+    assert sum(row.on_front for row in rows) == len({record.key for record in study.front} & set(kept))
+    macs = [row.best.macs for row in rows]
+    assert macs == sorted(macs)
+    for row in rows:
+        same = [record for record in kept.values() if (record.params, record.macs) == (row.best.params, row.best.macs)]
+        assert len(same) == row.layouts
+        assert row.best.nll == min(record.nll for record in same)
+        assert (row.slowest, row.fastest) == (min(r.ratio for r in same), max(r.ratio for r in same))
+    assert undominated_rows(Findings(study_factory.study())) == (), "one seed each: nothing is known of the noise"
+
+
+def test_confirmed_layouts_are_rows_from_the_slowest_to_the_fastest():
+    findings = Findings(confirmed())
+    found, rows = findings.confirmation, confirmed_rows(findings)
+    assert [row.record.key for row in rows] == [layout.key for layout in found.layouts]
+    assert [row.record.ratio for row in rows] == sorted(row.record.ratio for row in rows)
+    assert [row.fastest for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert {row.gain for row in rows} - {None} == set(found.gains)
+    for row, layout in zip(rows, found.layouts, strict=True):
+        assert row.test_top1 == pytest.approx(statistics.fmean(layout.test.top1s))
+        assert row.test_sd == pytest.approx(statistics.stdev(layout.test.top1s))
+        assert row.test_nll == pytest.approx(statistics.fmean(layout.test.nlls))
+        assert row.verdict == layout.standing.verdict
+        assert row.gain is None or (row.on_front and row.gain.layout == row.record.key)
+    assert confirmed_rows(Findings(study_factory.study())) == ()
+
+
 # -- in words --------------------------------------------------------------------------------------------------------
 
 
@@ -370,9 +407,9 @@ def test_the_end_of_a_run_says_the_verdict_what_is_left_and_what_to_type_next():
 
 
 def test_no_number_of_a_confirmation_is_cut_short_at_the_width_of_a_log():
-    found = Findings(confirmed()).confirmation
+    rows = confirmed_rows(Findings(confirmed()))
     out = Console(file=io.StringIO(), width=110)
-    out.print(confirmed_lines(found))
+    out.print(confirmed_lines(rows))
     text = out.file.getvalue()
     assert "…" not in text
-    assert all(f"{100 * one.record.top1:.1f}" in text for one in found.layouts)
+    assert all(f"{100 * row.record.top1:.1f}" in text for row in rows)

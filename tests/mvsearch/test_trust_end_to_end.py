@@ -165,7 +165,7 @@ def test_an_export_loads_where_only_torch_and_timm_are_and_gives_its_test_accura
     measured = float(re.search(r"^top-1 (\S+)$", alone.stdout, re.MULTILINE)[1])
     assert measured == pytest.approx(config["results"]["test_top1"], abs=1e-6)
     card = (library / "found/card.md").read_text()
-    fresh = Findings(study).confirmation.of(config["key"])
+    fresh = Findings(study).confirmation.layout(config["key"])
     assert f"n = 2 fresh seeds, its test top-1 is {100 * fresh.test.top1:.2f} %" in card
     searched = mvsearch(
         *("export", "tiny", "--pick", config["key"], "--name", "old", "--force", "--weights", "searched"),
