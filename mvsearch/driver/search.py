@@ -32,7 +32,7 @@ from mvsearch.driver.estimate import Effort, Estimate
 from mvsearch.driver.running_front import RunningFront
 from mvsearch.driver.status import StatusWriter
 from mvsearch.driver.stop import Interrupted, stop_signals
-from mvsearch.driver.trials import StoredTrials, open_optuna_study
+from mvsearch.driver.trials import OpenStudy, StoredTrials, open_optuna_study
 from mvsearch.driver.view import LaunchState, View
 from mvsearch.driver.warm_start import WarmStart
 from mvsearch.pool.job import Done, Event, Job, Lost, Notice, Progress, Started
@@ -135,7 +135,7 @@ class Search:
         *,
         view: View | None = None,
         timings: dict[str, RecordedTiming] | None = None,
-        study: optuna.Study | None = None,
+        study: OpenStudy | None = None,
         warm_start: WarmStart | None = None,
     ) -> None:
         self.config = config

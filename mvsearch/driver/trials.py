@@ -12,12 +12,12 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import get_lock_file
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from mvsearch.study.files import StudyError, write_atomic
@@ -70,7 +70,22 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -> optuna.Study:
+@dataclass(frozen=True)
+class OpenStudy:
+    """An Optuna study and the storage that it lies in, which is ours to ask.
+
+    Attributes:
+        study: the study.
+        storage: where it lies.
+        id: its number there.
+    """
+
+    study: optuna.Study
+    storage: BaseStorage
+    id: int
+
+
+def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -> OpenStudy:
     """Open (or begin) what is kept of a study's trials. Call it under the study's lock.
 
     In a database, where studies of other people may have the same name, it is kept under the name of the study and
@@ -88,7 +103,7 @@ def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -
         if not folder.database_name.exists():
             write_atomic(folder.database_name, f"{folder.name}-{secrets.token_hex(4)}\n")
         with _written():
-            return _study(folder.database_name.read_text().strip(), optuna.storages._CachedStorage(database))
+            return _study(folder.database_name.read_text().strip(), database)
     # A driver that was killed leaves the journal's own lock behind, which would cost the next one its 30 s of grace.
     for name in (".lock", ".rename"):
         folder.journal.with_name(folder.journal.name + name).unlink(missing_ok=True)
@@ -104,14 +119,15 @@ def _journal_storage(backend: JournalFileBackend) -> JournalStorage:
         return JournalStorage(backend)
 
 
-def brief_optuna_study(folder: StudyFolder) -> optuna.Study:
+def brief_optuna_study(folder: StudyFolder) -> OpenStudy:
     """A sampler's memory that is gone with this process, for dry runs."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return _study(folder.name, InMemoryStorage())
 
 
-def _study(name: str, storage: optuna.storages.BaseStorage) -> optuna.Study:
-    return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+def _study(name: str, storage: BaseStorage) -> OpenStudy:
+    study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+    return OpenStudy(study, storage, storage.get_study_id_from_name(name))
 
 
 def open_dashboard(folder: StudyFolder, url: str | None, port: int, told: Callable[[str], None]) -> None:
@@ -137,7 +153,7 @@ def open_dashboard(folder: StudyFolder, url: str | None, port: int, told: Callab
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-    storage: optuna.storages.BaseStorage
+    storage: BaseStorage
     if url is not None:
         storage, kept = connect(url), folder.database_name
         name = kept.read_text().strip() if kept.exists() else ""
@@ -190,11 +206,20 @@ class _Journal(JournalFileBackend):
     What a machine that loses its power takes from the journal's end is asked for again, and told from the ledger.
     """
 
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._exclusive = JournalFileSymlinkLock(path)
+        super().__init__(path, self._exclusive)
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write operations at the end."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with get_lock_file(self._lock), open(self._file_path, "ab") as file:
-            file.write(text.encode())
+        self._exclusive.acquire()
+        try:
+            with open(self._path, "ab") as file:
+                file.write(text.encode())
+        finally:
+            self._exclusive.release()
 
 
 class StoredTrials:
@@ -208,30 +233,34 @@ class StoredTrials:
         study: the trials in this process. Ask it; begin and tell trials through this class.
     """
 
-    def __init__(self, kept: optuna.Study, metrics: list[str]) -> None:
+    def __init__(self, kept: OpenStudy, metrics: list[str]) -> None:
         with warnings.catch_warnings(), _written():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if kept.metric_names != metrics:
-                kept.set_metric_names(metrics)
-        self._kept: optuna.Study | None = None
-        # Of each kept trial its id there; of those not told yet, which attributes are written.
+            if kept.study.metric_names != metrics:
+                kept.study.set_metric_names(metrics)
+        # Of the trials that are kept: all their numbers; of those not told yet, their ids, and which attributes are
+        # written.
+        self._numbers: set[int] = set()
         self._ids: dict[int, int] = {}
         self._written: dict[int, set[str]] = {}
         self._study_attributes: set[str] = set()
-        if isinstance(kept._storage, InMemoryStorage):
-            self.study = kept
+        brief = isinstance(kept.storage, InMemoryStorage)
+        self._kept = None if brief else kept
+        self._here = kept if brief else _study(kept.study.study_name, InMemoryStorage())
+        self.study = self._here.study
+        if brief:
             return
-        self._kept = kept
-        self.study = _study(kept.study_name, InMemoryStorage())
         with _written():
-            noted, trials = kept._storage.get_study_system_attrs(kept._study_id), kept.get_trials(deepcopy=False)
+            noted, trials = kept.storage.get_study_system_attrs(kept.id), kept.study.get_trials(deepcopy=False)
         for name, value in noted.items():
-            self.study._storage.set_study_system_attr(self.study._study_id, name, value)
+            self._here.storage.set_study_system_attr(self._here.id, name, value)
             self._study_attributes.add(name)
         for trial in trials:
             self.study.add_trial(trial)
-            self._ids[trial.number] = trial._trial_id
+            self._numbers.add(trial.number)
             if not trial.state.is_finished():
+                with _written():
+                    self._ids[trial.number] = _trial_id(kept, trial.number)
                 self._written[trial.number] = set(trial.user_attrs)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -243,11 +272,11 @@ class StoredTrials:
         if self._kept is None:
             return
         with _written():
-            if trial.number not in self._ids:
+            if trial.number not in self._numbers:
                 self._keep(trial.number)
                 return
             # Enqueued in the storage from outside, between two launches.
-            storage, number = self._kept._storage, self._ids[trial.number]
+            storage, number = self._kept.storage, self._ids[trial.number]
             storage.set_trial_state_values(number, TrialState.RUNNING)
             for name, distribution in trial.distributions.items():
                 storage.set_trial_param(number, name, distribution.to_internal_repr(trial.params[name]), distribution)
@@ -268,9 +297,9 @@ class StoredTrials:
 
     def set(self, number: int, **attributes: Any) -> None:
         """Set attributes of a trial; they are kept when it is told."""
-        frozen = self._trial(number)
+        trial = _trial_id(self._here, number)
         for name, value in attributes.items():
-            self.study._storage.set_trial_user_attr(frozen._trial_id, name, value)
+            self._here.storage.set_trial_user_attr(trial, name, value)
 
     def tell(self, number: int, values: Sequence[float] | None = None, state: TrialState | None = None) -> None:
         """End a trial; see `optuna.Study.tell`. One that was not begun is kept as it is now."""
@@ -278,29 +307,33 @@ class StoredTrials:
         if self._kept is None:
             return
         with _written():
-            if number not in self._ids:
+            if number not in self._numbers:
                 self._keep(number)
                 return
-            frozen, storage = self._trial(number), self._kept._storage
+            frozen, storage = self._trial(number), self._kept.storage
             for name, value in frozen.user_attrs.items():
                 if name not in self._written[number]:
                     storage.set_trial_user_attr(self._ids[number], name, value)
             storage.set_trial_state_values(self._ids[number], frozen.state, frozen.values)
-        del self._written[number]
+        del self._written[number], self._ids[number]
 
     def _trial(self, number: int) -> FrozenTrial:
-        storage, study = self.study._storage, self.study._study_id
-        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study, number))
+        return self._here.storage.get_trial(_trial_id(self._here, number))
 
     def _keep(self, number: int) -> None:
         assert self._kept is not None
-        storage, study = self._kept._storage, self._kept._study_id
         # What a sampler noted about the study, such as the parents that NSGA-II chose for a generation.
-        noted = self.study._storage.get_study_system_attrs(self.study._study_id)
+        noted = self._here.storage.get_study_system_attrs(self._here.id)
         for name in noted.keys() - self._study_attributes:
-            storage.set_study_system_attr(study, name, noted[name])
+            self._kept.storage.set_study_system_attr(self._kept.id, name, noted[name])
             self._study_attributes.add(name)
         frozen = self._trial(number)
-        self._ids[number] = storage.create_new_trial(study, template_trial=frozen)
+        trial = self._kept.storage.create_new_trial(self._kept.id, template_trial=frozen)
+        self._numbers.add(number)
         if not frozen.state.is_finished():
+            self._ids[number] = trial
             self._written[number] = set(frozen.user_attrs)
+
+
+def _trial_id(opened: OpenStudy, number: int) -> int:
+    return opened.storage.get_trial_id_from_study_id_trial_number(opened.id, number)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
@@ -31,7 +32,7 @@ LAYOUT = "layout"
 
 _MODES = ("min", "max")
 # What a snapshot holds; the rest comes from the arguments.
-_STATE = ("_study", "_numbers", "_told", "_seen", "_queue", "_draws")
+_STATE = ("_storage", "_study", "_numbers", "_told", "_seen", "_queue", "_draws")
 
 
 class LayoutSearcher(Searcher):
@@ -85,8 +86,11 @@ class LayoutSearcher(Searcher):
         self._seed = seed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._storage = InMemoryStorage()
             self._study = optuna.create_study(
-                directions=["maximize", "maximize"], sampler=sampler or KnownCostSampler(space, seed=seed)
+                storage=self._storage,
+                directions=["maximize", "maximize"],
+                sampler=sampler or KnownCostSampler(space, seed=seed),
             )
         self._numbers: dict[str, int] = {}
         self._told: set[str] = set()
@@ -175,13 +179,19 @@ class LayoutSearcher(Searcher):
         values, reason = (None, "the trial raised") if error else self._values(result or {})
         reached = (result or {}).get(TRAINING_ITERATION, 0)
         if values is None:
-            self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "reason", reason)
+            self._note(number, "reason", reason)
             self._study.tell(number, state=TrialState.FAIL)
         elif self.iterations is not None and reached < self.iterations:
-            self._study._storage.set_trial_user_attr(self._study.trials[number]._trial_id, "iterations", reached)
+            self._note(number, "iterations", reached)
             self._study.tell(number, state=TrialState.PRUNED)
         else:
             self._study.tell(number, values)
+
+    def _note(self, number: int, name: str, value: Any) -> None:
+        """Set an attribute of a trial that was not told yet."""
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        trial = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        self._storage.set_trial_user_attr(trial, name, value)
 
     def _values(self, result: Mapping[str, Any]) -> tuple[list[float] | None, str]:
         """Quality and log2 of throughput, both to be maximised; None, and why, if they are not there."""
@@ -229,9 +239,15 @@ class LayoutSearcher(Searcher):
         """Go on from a state that `save` wrote; `tune.Tuner.restore` does it by itself.
 
         Trials that were under way keep their layouts: Tune runs them again under their names.
+
+        Raises:
+            ValueError: for a state that another version of mvsearch wrote.
         """
         with open(checkpoint_path, "rb") as file:
-            self.__dict__.update(pickle.load(file))
+            state = pickle.load(file)
+        if missing := [name for name in _STATE if name not in state]:
+            raise ValueError(f"{checkpoint_path}: written by another version of mvsearch, as it lacks {missing[0]}")
+        self.__dict__.update(state)
 
     def _point(self, i: int, point: HybridLayout | Mapping[str, Any]) -> HybridLayout:
         try:
