@@ -27,6 +27,9 @@ from mvsearch.study.folder import StudyFolder
 REMOVE = "restore it from a copy, or remove it: what was measured is kept and counts"
 
 
+OWNER = "folder"
+"""Attribute of a study in a database: the inode of the folder that it is kept for."""
+
 DIRECTIONS: list[Literal["minimize", "maximize"]] = ["maximize", "maximize"]
 
 
@@ -85,32 +88,82 @@ class OpenStudy:
     id: int
 
 
-def open_optuna_study(folder: StudyFolder, database: RDBStorage | None = None) -> OpenStudy:
+def open_optuna_study(
+    folder: StudyFolder, database: RDBStorage | None = None, notice: Callable[[str], None] | None = None
+) -> OpenStudy:
     """Open (or begin) what is kept of a study's trials. Call it under the study's lock.
 
-    In a database, where studies of other people may have the same name, it is kept under the name of the study and
-    eight random digits, which a file in the folder remembers.
+    A journal belongs to the folder that it lies in, whatever name it was begun under. In a database, where studies of
+    other people may have the same name, it is kept under the name of the study and eight random digits, which a file in
+    the folder remembers; a copy of the folder gets a name of its own there.
 
     Args:
         folder: of the study.
         database: of `connect`; None: the journal in the folder.
+        notice: called with a sentence if a copy begins a memory of its own.
 
     Raises:
         StudyError: for a journal that Optuna cannot read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if database is not None:
-        if not folder.database_name.exists():
-            write_atomic(folder.database_name, f"{folder.name}-{secrets.token_hex(4)}\n")
         with _written():
-            return _study(folder.database_name.read_text().strip(), database)
+            name = _name_in_database(folder, database)
+            if name is None:
+                name = f"{folder.name}-{secrets.token_hex(4)}"
+                if folder.database_name.exists() and notice is not None:
+                    before = folder.database_name.read_text().strip()
+                    notice(f"This folder was copied from the study {before} of the database; it is {name} there now.")
+                write_atomic(folder.database_name, f"{name}\n")
+            opened = _study(name, database)
+            if OWNER not in opened.study.user_attrs:
+                database.set_study_user_attr(opened.id, OWNER, folder.path.stat().st_ino)
+            return opened
     # A driver that was killed leaves the journal's own lock behind, which would cost the next one its 30 s of grace.
     for name in (".lock", ".rename"):
         folder.journal.with_name(folder.journal.name + name).unlink(missing_ok=True)
     try:
-        return _study(folder.name, _journal_storage(_Journal(str(folder.journal))))
+        storage = _journal_storage(_Journal(str(folder.journal)))
+        return _study(_name_in_journal(folder, storage), storage)
+    except StudyError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:  # lines, but not Optuna's
         raise StudyError(f"{folder.journal}: damaged ({error!r}); {REMOVE}") from None
+
+
+def _name_in_database(folder: StudyFolder, database: RDBStorage) -> str | None:
+    """Under which name a database keeps the trials of a folder.
+
+    The study there knows the inode of its folder, which stays when a folder is renamed, and which no copy has.
+
+    Returns:
+        The name; None if the folder has none yet, or that of the study which it is a copy of.
+    """
+    if not folder.database_name.exists():
+        return None
+    name = folder.database_name.read_text().strip()
+    try:
+        study = database.get_study_id_from_name(name)
+    except KeyError:  # the storage was changed: it begins there
+        return name
+    owner = database.get_study_user_attrs(study).get(OWNER)
+    if owner is None:  # begun before owners were noted
+        return name if name.rpartition("-")[0] == folder.name else None
+    return name if owner == folder.path.stat().st_ino else None
+
+
+def _name_in_journal(folder: StudyFolder, storage: JournalStorage) -> str:
+    """The name of the only study in a journal; that of the folder in an empty one, or where there are others too.
+
+    Raises:
+        StudyError: if there are several, none of them of this name.
+    """
+    names = [study.study_name for study in storage.get_all_studies()]
+    if folder.name in names or not names:
+        return folder.name
+    if len(names) > 1:
+        raise StudyError(f"{folder.journal}: holds {', '.join(names)}, and which is this study is not known; {REMOVE}")
+    return names[0]
 
 
 def _journal_storage(backend: JournalFileBackend) -> JournalStorage:
@@ -155,14 +208,16 @@ def open_dashboard(folder: StudyFolder, url: str | None, port: int, told: Callab
 
     storage: BaseStorage
     if url is not None:
-        storage, kept = connect(url), folder.database_name
-        name = kept.read_text().strip() if kept.exists() else ""
+        storage = database = connect(url)
+        name = _name_in_database(folder, database)
+    elif folder.journal.exists():
+        storage = journal = _journal_storage(_Readable(str(folder.journal)))
+        name = _name_in_journal(folder, journal)
     else:
-        kept, name = folder.journal, folder.name
-        if kept.exists():
-            storage = _journal_storage(_Readable(str(kept)))
-    if not kept.exists():
-        raise StudyError(f"{folder.path}: its sampler has no memory yet (no {kept.name}); run mvsearch launch first")
+        name = None
+    if name is None:
+        missing = folder.journal.name if url is None else "study of its own in the database"
+        raise StudyError(f"{folder.path}: its sampler has no memory yet (no {missing}); run mvsearch launch first")
 
     class Server(ThreadingMixIn, WSGIServer):
         daemon_threads = True

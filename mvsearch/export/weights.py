@@ -93,13 +93,13 @@ def searched_weights(record: TrialRecord, data: bytes) -> Weights:
 
 
 def retrained_weights(folder: StudyFolder, study: StudyData, records: list[TrialRecord], epochs: int) -> list[Weights]:
-    from mvsearch.config.reading import load_config
+    from mvsearch.driver.settings import study_config
     from mvsearch.evaluate.images import load_study_data, same_data
     from mvsearch.evaluate.retrain import retrain
 
     found = []
     with driver_lock(folder.path):
-        config = load_config(folder.config)
+        config = study_config(folder)
         data = load_study_data(config, test=True)
         same_data(study, data.fingerprint)
         for record in records:
