@@ -120,17 +120,18 @@ def launch(
 ) -> None:
     """Search a space; the same command goes on with a study that was stopped."""
     from mambavision.look import console
-    from mvsearch.config.reading import load_config
+    from mvsearch.study.folder import goes_on_in
     from mvsearch.terminal import live, tables
 
     # Until the search has its own handler; Ray sets one that ends the same way.
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
     out = console()
-    config = load_config(space, overrides or [])
+    home, config = _configured(space, overrides or [])
     if design is not None:
         with out.status("loading PyTorch and the data …"):
             from mvsearch.driver.launch import designed
         config = designed(config, design.value, named=any(one.startswith("name=") for one in overrides or []))
+    studies = goes_on_in(home, config.name, studies)
     if dry_run:
         with out.status("loading PyTorch and the data …"):
             from mvsearch.driver.dry_run import dry_run as pretend
@@ -169,17 +170,25 @@ def launch(
     tables.print_outcome(out, findings.study, files, folder.argument, outcome)
 
 
+def _configured(space: str, overrides: list[str]) -> tuple[Any, Any]:
+    """The study whose study.yaml is given, or None, and the configuration."""
+    from mvsearch.config.reading import load_config
+    from mvsearch.study.folder import study_of
+
+    home = study_of(Path(space))
+    return home, load_config(space, overrides, folder=home.name if home is not None else None)
+
+
 @app.command()
 def space(space: Space, overrides: Overrides = None) -> None:
     """Show what a search space holds, without training anything."""
     from mambavision.look import console
-    from mvsearch.config.reading import load_config
     from mvsearch.evaluate.images import data_shape
     from mvsearch.space.describe import describe
     from mvsearch.space.space import SearchSpace
     from mvsearch.terminal import tables
 
-    config = load_config(space, overrides or [])
+    _, config = _configured(space, overrides or [])
     classes, channels, notice = data_shape(config)
     searched = SearchSpace(config, num_classes=classes, in_chans=channels)
     searched.check()
@@ -310,12 +319,12 @@ def dashboard(
     studies: Studies = Path("studies"),
 ) -> None:
     """Serve optuna-dashboard on a study, also while it runs; Ctrl-C ends it."""
-    from mvsearch.config.reading import load_config
+    from mvsearch.driver.settings import study_config
     from mvsearch.driver.trials import open_dashboard
     from mvsearch.study.folder import find_study
 
     folder = find_study(study, studies)
-    url = load_config(folder.config).storage
+    url = study_config(folder).storage
     open_dashboard(folder, url, port, lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
 
 
@@ -476,13 +485,12 @@ def timings(
     """Time layouts of a space on this device, for a search on another (throughput.file)."""
     from mambavision.files import write_atomic
     from mambavision.look import console
-    from mvsearch.config.reading import load_config
     from mvsearch.study.files import StudyError
 
     if out.exists() or not out.parent.is_dir():
         why = "is there already" if out.exists() else "is in a folder that is not there"
         raise StudyError(f"out: {out} {why}; choose another file")
-    config = load_config(space, overrides or [])
+    _, config = _configured(space, overrides or [])
     shown = console()
     with shown.status("loading PyTorch …") as status:
         import pandas

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from mvsearch import formats
 from mvsearch.config.sections import StudyConfig
 from mvsearch.config.values import ConfigError, did_you_mean, short
 from mvsearch.config.yaml_dialect import parse_yaml
@@ -29,13 +30,17 @@ def shipped() -> dict[str, Traversable]:
     return dict(sorted(files.items()))
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, folder: str | None = None) -> StudyConfig:
     """Read and validate a study.
+
+    A key that is not there has today's default, or that of the ``format`` that stands there.
 
     Args:
         source: a YAML file, or the name of a shipped search space (``"stagewise"``).
         overrides: ``"search.trials=12"``: dotted keys, lists by index counted from 0
             (``"layout.stages.1.depth=[2, 3]"``), values read as YAML.
+        folder: name of the folder that `source` is the study.yaml of: the study's name, whatever the file says. The
+            file is then of format 0 if it says nothing else.
 
     Raises:
         ConfigError: one message that names the file, the key, the value and what is allowed.
@@ -48,11 +53,17 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfi
         raise ConfigError(
             f"{label}: holds {short(data)}; a study is a mapping that starts with a key such as 'layout:'"
         )
+    if folder is not None:
+        data["name"] = folder
     data.setdefault("name", Path(label).stem)
     for override in overrides:
         _override(data, override)
+    number = data.get("format", formats.STUDY_FORMAT if folder is None else 0)
+    if why := formats.unreadable(number):
+        raise ConfigError(f"{label}: {why}")
+    data = formats.of_their_time(data, number) | {"format": formats.STUDY_FORMAT}
     try:
-        return StudyConfig.model_validate(data)
+        return StudyConfig.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(_message(error, label, overrides)) from None
 

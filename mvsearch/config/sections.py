@@ -24,6 +24,7 @@ from mvsearch.config.values import (
     WholeFrom1,
     auto_or_false,
     flag,
+    format_number,
     model_names,
     number,
     or_null,
@@ -39,6 +40,7 @@ from mvsearch.config.values import (
     wrong,
 )
 from mvsearch.config.yaml_dialect import StudyDumper
+from mvsearch.formats import STUDY_FORMAT
 
 DATA_SETS = ("digit_scenes", "digits", "fashion_mnist", "cifar10", "cifar100", "folder")
 """Names of `mambavision.data.DATA_SETS`, repeated so that a configuration is checked without importing torch."""
@@ -300,8 +302,11 @@ def _warm_start(value: object) -> object:
 class StudyConfig(Section):
     """One study: what `mvsearch launch FILE` reads."""
 
+    format: Annotated[int, BeforeValidator(format_number)] = STUDY_FORMAT
+    """Which defaults the keys have that are not there: those of this format. Written by mvsearch, not by people."""
     name: Annotated[str, BeforeValidator(study_name)]
-    """Names the folder of the results, studies/<name>; default: the name of the file."""
+    """Names the folder of the results, studies/<name>; default: the name of the file. In study.yaml the folder that it
+    lies in counts."""
     layout: LayoutConfig
     """What is searched."""
     budgets: BudgetsConfig = BudgetsConfig()

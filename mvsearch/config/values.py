@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
+
+from mvsearch import formats
 
 T = TypeVar("T")
 PLACEMENT_RULES = ("last", "first", "even", "middle", "alternate")
@@ -124,12 +126,21 @@ def auto_or_false(value: object) -> object:
     return value
 
 
-def study_name(value: object) -> str:
+def study_name(value: object, info: ValidationInfo) -> str:
+    """A name that can be chosen; the name of the folder that a study lies in, ``folder`` in the context, may be any."""
+    if info.context is not None and value == info.context.get("folder"):
+        return str(value)
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
         raise wrong(
             value,
             "1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or a digit (it names a folder)",
         )
+    return value
+
+
+def format_number(value: object) -> object:
+    if formats.unreadable(value):
+        raise wrong(value, f"a whole number from 0 to {formats.STUDY_FORMAT}")
     return value
 
 

@@ -42,7 +42,7 @@ def environment(
         "versions": versions,
         "git_commit": git_commit(),
         "reference": space.reference().key,
-        "command": f"mvsearch launch {folder.config} --set name={config.name}-again",
+        "command": folder.again_command,
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,

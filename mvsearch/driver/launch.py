@@ -92,10 +92,10 @@ def launch(
             f"studies: {str(studies)!r} cannot hold {config.name!r} ({error.strerror}); a folder that can be written to"
         ) from None
     with driver_lock(folder.path):
+        check_settings(folder, config)  # before files are mended that may be of a later format
         for path, mend in ((folder.ledger, RESTORE), (folder.journal, REMOVE)):
             if notice := repair_tail(path, mend):
                 view.notice(notice)
-        check_settings(folder, config)
         new = folder.is_new
         source = source_study(config, folder) if new else None
         pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference()), data, resources)
@@ -106,7 +106,7 @@ def launch(
             folder.record_environment(surroundings)
             if new and config.warm_start is not None:
                 plan.write(folder, source)
-            kept = open_optuna_study(folder, database)
+            kept = open_optuna_study(folder, database, view.notice)
             search = Search(config, space, folder, pool, view=view, timings=recorded, study=kept, warm_start=plan)
             on_space(space, pool, new, len(search.records()))
             if new:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from mambavision.layout import HybridLayout
 from mvsearch.analysis.plans import Plan
 from mvsearch.analysis.repeated import failed_layouts
-from mvsearch.config.reading import load_config
 from mvsearch.driver.crew import Crew, JobEnd
 from mvsearch.driver.kept_files import KeptFiles
 from mvsearch.driver.results import write_results
+from mvsearch.driver.settings import study_config
 from mvsearch.driver.status import StatusWriter
 from mvsearch.driver.stop import stop_signals
 from mvsearch.driver.view import LaunchState, View
@@ -296,7 +296,7 @@ def repeat(
     if hours is not None and not (math.isfinite(hours) and hours > 0):
         raise StudyError(f"hours: {hours:g} is not allowed; a number above 0")
     make_plan(load_study(folder))  # complains before anything is loaded
-    config = load_config(folder.config)
+    config = study_config(folder)
     with driver_lock(folder.path):
         if notice := repair_tail(folder.ledger):
             view.notice(notice)

@@ -25,7 +25,7 @@ from mvsearch.driver.kept_files import KeptFiles
 from mvsearch.driver.observed import ObservedLayouts
 from mvsearch.driver.status import StatusWriter
 from mvsearch.driver.stop import Interrupted, stop_signals
-from mvsearch.driver.trials import StoredTrials, open_optuna_study
+from mvsearch.driver.trials import OpenStudy, StoredTrials, open_optuna_study
 from mvsearch.driver.view import LaunchState, View
 from mvsearch.driver.warm_start import WarmStart
 from mvsearch.pool.job import Job
@@ -108,7 +108,7 @@ class Search:
         *,
         view: View | None = None,
         timings: dict[str, RecordedTiming] | None = None,
-        study: optuna.Study | None = None,
+        study: OpenStudy | None = None,
         warm_start: WarmStart | None = None,
     ) -> None:
         self.config = config

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from mvsearch import formats
+from mvsearch.config.reading import load_config
 from mvsearch.config.sections import StudyConfig
 from mvsearch.study.files import StudyError
-from mvsearch.study.folder import StudyFolder, read_yaml
+from mvsearch.study.folder import StudyFolder, read_settings
 
 # What may be changed when a study goes on: how much to do, never what is measured.
 CHANGEABLE = ("search.trials", "search.hours", "search.device_hours", "search.plateau", "search.job_minutes", "storage")
+
+
+def study_config(folder: StudyFolder) -> StudyConfig:
+    """The configuration of a study, under the name of the folder that it lies in.
+
+    Raises:
+        ConfigError: if its study.yaml is no configuration.
+    """
+    return load_config(folder.config, folder=folder.name)
 
 
 def check_settings(folder: StudyFolder, config: StudyConfig) -> None:
@@ -24,8 +35,10 @@ def check_settings(folder: StudyFolder, config: StudyConfig) -> None:
     """
     if folder.is_new:
         return
-    changed = differences(with_defaults(read_yaml(folder.config)), config.resolved())
-    changed = [change for change in changed if not change[0].startswith(CHANGEABLE)]
+    changed = differences(with_defaults(read_settings(folder)), config.resolved())
+    changed = [
+        change for change in changed if change[0] not in ("name", "format") and not change[0].startswith(CHANGEABLE)
+    ]
     if not changed:
         return
     key, before, now = changed[0]
@@ -40,9 +53,10 @@ def check_settings(folder: StudyFolder, config: StudyConfig) -> None:
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a study, with those that came after it was started at their defaults."""
+    """The settings of a study, as `read_settings` gives them, with those that came after it at their defaults."""
     try:
-        return StudyConfig.model_validate(config).resolved()
+        data = config | {"format": formats.STUDY_FORMAT}
+        return StudyConfig.model_validate(data, context={"folder": config.get("name")}).resolved()
     except ValueError:  # not valid any more: compared as it stands
         return config
 

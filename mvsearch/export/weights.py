@@ -102,13 +102,13 @@ def retrained_weights(folder: StudyFolder, study: StudyData, records: list[Trial
     Raises:
         StudyError: if another driver runs the study, or its data have changed.
     """
-    from mvsearch.config.reading import load_config
+    from mvsearch.driver.settings import study_config
     from mvsearch.evaluate.images import load_study_data
     from mvsearch.evaluate.retrain import retrain
 
     found = []
     with driver_lock(folder.path):
-        config = load_config(folder.config)
+        config = study_config(folder)
         data = load_study_data(config, test=True)
         same_data(study.name, study.fingerprint, data.fingerprint)
         for record in records:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
@@ -20,7 +21,7 @@ from ray.tune.search.variant_generator import parse_spec_vars
 from mambavision.files import write_atomic
 from mambavision.layout import HybridLayout, LayoutError
 from mvsearch.driver.asking import LayoutAsker
-from mvsearch.driver.trials import DIRECTIONS, StoredTrials
+from mvsearch.driver.trials import DIRECTIONS, OpenStudy, StoredTrials
 from mvsearch.samplers import KnownCostSampler
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import SpaceError
@@ -83,8 +84,11 @@ class LayoutSearcher(Searcher):
         self._seed = seed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(directions=DIRECTIONS, sampler=sampler or KnownCostSampler(space, seed=seed))
-        self._use(StoredTrials(study))
+            storage = InMemoryStorage()
+            study = optuna.create_study(
+                storage=storage, directions=DIRECTIONS, sampler=sampler or KnownCostSampler(space, seed=seed)
+            )
+        self._use(StoredTrials(OpenStudy(study, storage, storage.get_study_id_from_name(study.study_name))))
         for i, point in enumerate(points_to_evaluate):
             self._asker.add(self._point(i, point))
 

@@ -125,7 +125,7 @@ class KnownCostSampler(BaseSampler):
     def reseed(self, seed: int) -> None:
         """Seed the generators; what has been learnt stays, and so does the order of the first layouts."""
         self._rng.seed(seed)
-        self._others._rng.rng.seed(seed)
+        self._others = RandomSampler(seed=seed)
 
     def reseed_rng(self) -> None:
         self._rng.seed()

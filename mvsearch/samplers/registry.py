@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import optuna
 
 from mvsearch.config.sections import StudyConfig
 from mvsearch.samplers.observation import Observations
+from mvsearch.samplers.optuna_private import seed_generators
 from mvsearch.space.space import SearchSpace
 
 NSGA2_POPULATION = 12
@@ -49,22 +50,22 @@ def make_sampler(
     return optuna.samplers.RandomSampler(seed=seed)
 
 
+@runtime_checkable
+class Reseedable(Protocol):
+    """A sampler of ours."""
+
+    def reseed(self, seed: int) -> None:
+        """Seed the generators as if it had been made with this seed; what has been learnt stays."""
+
+
 def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
     """Seed a sampler's generators as if it had been made with this seed; what it has learnt stays.
 
     Args:
-        sampler: of ours, with a method ``reseed(seed)``, or one of Optuna's, which hold a generator in ``_rng`` and the
-            sampler they fall back on in ``_random_sampler`` or ``_independent_sampler``.
+        sampler: of ours (`Reseedable`), or one of Optuna's that `make_sampler` gives.
         seed: 32 bits.
     """
-    own = getattr(sampler, "reseed", None)
-    if own is not None:
-        own(seed)
-        return
-    parts: list[Any] = [
-        sampler,
-        *(getattr(sampler, name, None) for name in ("_random_sampler", "_independent_sampler")),
-    ]
-    for part in parts:
-        if part is not None:
-            part._rng.rng.seed(seed)
+    if isinstance(sampler, Reseedable):
+        sampler.reseed(seed)
+    else:
+        seed_generators(sampler, seed)

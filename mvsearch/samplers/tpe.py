@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.study import Study
-from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import FrozenTrial, TrialState
+
+from mvsearch.samplers.optuna_private import non_domination_ranks, seed_generators, study_of
 
 MAX_REST = 1000
 """Finished trials that stand for all those that are not among the best."""
@@ -39,14 +39,25 @@ class BoundedTPESampler(TPESampler):
         self._kept: set[int] = set()
         self._known: set[int] = set()
 
-    def _sample(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        part: Any = _Part(study, self._history(study))
-        return super()._sample(part, trial, search_space)
+    def reseed(self, seed: int) -> None:
+        """Seed the generators as if it had been made with this seed; what has been learnt stays."""
+        seed_generators(self, seed)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return super().sample_relative(study_of(study, self._history(study)), trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        seen = study_of(study, self._history(study))
+        return super().sample_independent(seen, trial, param_name, param_distribution)
 
     def _history(self, study: Study) -> list[FrozenTrial]:
         """The trials that are looked at."""
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        trials = study._get_trials(deepcopy=False, states=states, use_cache=False)
+        trials = study.get_trials(deepcopy=False, states=states)
         finished = [trial for trial in trials if trial.state != TrialState.RUNNING]
         if len(finished) <= MAX_REST + BEST_TRIALS:
             return trials
@@ -69,22 +80,6 @@ def _best(finished: list[FrozenTrial]) -> set[int]:
     complete = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
     if not complete:
         return set()
-    ranks = _fast_non_domination_rank(-np.array([trial.values for trial in complete]), n_below=BEST_TRIALS)
+    ranks = non_domination_ranks(-np.array([trial.values for trial in complete]), BEST_TRIALS)
     last = np.sort(ranks)[min(BEST_TRIALS, len(ranks)) - 1]
     return {trial.number for trial, rank in zip(complete, ranks, strict=True) if rank <= last}
-
-
-class _Part:
-    """A study of which only some trials are seen."""
-
-    def __init__(self, study: Study, trials: list[FrozenTrial]) -> None:
-        self._study = study
-        self._trials = trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [trial for trial in self._trials if states is None or trial.state in states]

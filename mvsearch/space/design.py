@@ -82,7 +82,9 @@ def with_design(config: StudyConfig, design: str, *, name: str | None, classes: 
     )
     layouts = design_layouts(SearchSpace(changed, num_classes=classes, in_chans=channels))
     search = changed.search.model_copy(update={"trials": len(layouts)})
-    return StudyConfig.model_validate(changed.model_copy(update={"search": search}).resolved())
+    # The space may be of a study whose folder has a name that nobody could choose.
+    designed = changed.model_copy(update={"search": search})
+    return StudyConfig.model_validate(designed.resolved(), context={"folder": designed.name})
 
 
 def stage_patterns(depth: int, mamba: str) -> list[str]:

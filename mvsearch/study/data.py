@@ -11,7 +11,7 @@ from typing import Any
 
 from mambavision.words import plural
 from mvsearch.study.files import StudyError
-from mvsearch.study.folder import StudyFolder, expect, read_json, read_yaml
+from mvsearch.study.folder import StudyFolder, expect, read_json, read_settings
 from mvsearch.study.front import complete_records, front_records, reference_point
 from mvsearch.study.ledger import read_evaluations
 from mvsearch.study.measure import Measure
@@ -35,9 +35,9 @@ class StudyData:
     Attributes:
         name: the study's name.
         records: one for each layout, in any order.
-        config: the resolved YAML as plain data.
+        config: the resolved YAML as plain data, its ``name`` that of the folder.
         environment: what the study ran on, as plain data. ``device``, ``scan`` and ``command`` are read from it;
-            everything in it is shown.
+            everything in it is shown; the command names the study where it lies now.
         reference_point: (quality, log2 ratio) from which hypervolume is measured.
         reference_key: key of the layout that throughput is a ratio to.
         classes: classes of the data set.
@@ -182,7 +182,7 @@ def load_study(folder: StudyFolder) -> StudyData:
     Raises:
         StudyError: if its files are damaged or nothing was measured yet.
     """
-    config = read_yaml(folder.config)
+    config = read_settings(folder)
     if not folder.environment.exists() or not folder.ledger.exists():
         raise StudyError(f"{folder.path}: nothing has been measured yet; run `{folder.launch_command}`")
     expect(
@@ -201,7 +201,7 @@ def load_study(folder: StudyFolder) -> StudyData:
         name=folder.name,
         records=records,
         config=config,
-        environment=environment,
+        environment=environment | {"command": folder.again_command},
         reference_point=reference_point(
             baselines or [record for record in records if record.state == COMPLETE], classes, measure
         ),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LOCK = "driver.lock"
 RESTORE = "restore it from a copy, or start a new study with --set name=…"
 
 
@@ -87,7 +88,7 @@ def driver_lock(folder: Path) -> Iterator[None]:
     Raises:
         StudyBusy: if another process holds it.
     """
-    descriptor = os.open(folder / "driver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mambavision.files import write_atomic
-from mvsearch.study.files import RESTORE, StudyError
+from mvsearch.formats import of_their_time, unreadable
+from mvsearch.study.files import LOCK, RESTORE, StudyError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class StudyFolder:
 
     @property
     def name(self) -> str:
-        """Name of the study."""
+        """Name of the study: that of the folder, whatever name its files were written under."""
         return self.path.name
 
     @property
@@ -38,6 +39,11 @@ class StudyFolder:
         """The command that goes on with the search, quoted for a shell."""
         among = "" if self.path.parent == Path("studies") else f" --studies {shlex.quote(str(self.path.parent))}"
         return f"mvsearch launch {shlex.quote(str(self.config))}{among}"
+
+    @property
+    def again_command(self) -> str:
+        """The command that runs the same search anew, quoted for a shell."""
+        return f"mvsearch launch {shlex.quote(str(self.config))} --set {shlex.quote(f'name={self.name}-again')}"
 
     @property
     def config(self) -> Path:
@@ -63,6 +69,11 @@ class StudyFolder:
     def database_name(self) -> Path:
         """Under which name a database keeps the sampler's memory."""
         return self.path / "database_name"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the driver."""
+        return self.path / LOCK
 
     @property
     def status(self) -> Path:
@@ -174,16 +185,66 @@ def find_study(name_or_path: str, studies: Path = Path("studies")) -> StudyFolde
     """
     for path in (studies / name_or_path, Path(name_or_path)):
         if (path / "study.yaml").is_file():
-            return StudyFolder(path)
+            return _at(path)
     near = difflib.get_close_matches(name_or_path, [folder.name for folder in list_studies(studies)], n=1)
     among = "" if studies == Path("studies") else f" --studies {shlex.quote(str(studies))}"
     hint = f" Did you mean {near[0]!r}?" if near else f" `mvsearch list{among}` shows what there is."
     raise StudyError(f"study: there is no study {name_or_path!r} in {studies}/.{hint}")
 
 
+def study_of(file: Path) -> StudyFolder | None:
+    """The study that a YAML file is the study.yaml of; None if it is none's, as a search space of one's own.
+
+    Args:
+        file: any path. A study is known by what a launch leaves beside its study.yaml.
+    """
+    folder = _at(file.parent)
+    left = (folder.ledger, folder.environment, folder.lock)
+    return folder if file.name == folder.config.name and file.is_file() and any(map(Path.exists, left)) else None
+
+
+def goes_on_in(home: StudyFolder | None, name: str, studies: Path) -> Path:
+    """The folder of all studies in which a launch finds or makes its own.
+
+    Args:
+        home: the study whose study.yaml is launched, if it is one's.
+        name: of the study that is launched; another than the home's begins a new one.
+        studies: where new ones are.
+
+    Raises:
+        StudyError: if a study is to go on elsewhere than where it lies.
+    """
+    if home is None or name != home.name:
+        return studies
+    if studies != Path("studies") and studies.resolve() != home.path.parent.resolve():
+        raise StudyError(
+            f"studies: {home.path} goes on where it lies, not in {studies}; leave --studies out, or begin a new study "
+            "with --set name=…"
+        )
+    return home.path.parent
+
+
+def _at(path: Path) -> StudyFolder:
+    """The study in a folder, also one that is given as ``.``, which is no name."""
+    return StudyFolder(path if path.name not in ("", "..") else path.resolve())
+
+
 def list_studies(studies: Path = Path("studies")) -> list[StudyFolder]:
     """All studies in a folder, by name."""
     return [StudyFolder(path.parent) for path in sorted(studies.glob("*/study.yaml"))]
+
+
+def read_settings(folder: StudyFolder) -> dict[str, Any]:
+    """What study.yaml says, as plain data: under the folder's name, and with the defaults of its time.
+
+    Raises:
+        StudyError: if it cannot be read, or is of a later format.
+    """
+    settings = read_yaml(folder.config)
+    number = settings.get("format", 0)
+    if why := unreadable(number):
+        raise StudyError(f"{folder.config}: {why}")
+    return of_their_time(settings, number) | {"name": folder.name}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

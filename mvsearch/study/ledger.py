@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from mvsearch.formats import STUDY_FORMAT, unreadable
 from mvsearch.study.files import RESTORE, StudyError, parse_lines
 from mvsearch.study.measure import Measure
 from mvsearch.study.record import SEARCH, TRAIN, Evaluation
@@ -40,7 +41,8 @@ class Ledger:
         """
         if evaluation.identity in self._identities:
             return
-        line = json.dumps(evaluation.to_dict(), separators=(",", ":"), allow_nan=True) + "\n"
+        data = {"format": STUDY_FORMAT, **evaluation.to_dict()}
+        line = json.dumps(data, separators=(",", ":"), allow_nan=True) + "\n"
         size = self.path.stat().st_size
         try:
             with self.path.open("ab") as file:
@@ -65,12 +67,16 @@ class Ledger:
 def read_evaluations(path: Path) -> list[Evaluation]:
     """Read a ledger without changing it. A torn last line is left out.
 
+    Every line has its format, so that a ledger may be begun by one version and gone on with by another.
+
     Raises:
-        StudyError: for damage before the last line that parses.
+        StudyError: for damage before the last line that parses, and for a line of a later format.
     """
     lines, _ = parse_lines(path)
     evaluations = []
     for number, data in lines:
+        if why := unreadable(data.get("format", 0)):
+            raise StudyError(f"{path}, line {number}: {why}")
         try:
             line = Evaluation.from_dict(data)
             _check(line)

@@ -24,6 +24,7 @@ from mvsearch.pool.inline import InlinePool
 from mvsearch.pool.job import Lost, Notice
 from mvsearch.pool.pool import PoolFailed
 from mvsearch.pool.replay import ReplayPool
+from mvsearch.samplers.optuna_private import seed_generators
 from mvsearch.space.space import SearchSpace
 from mvsearch.study.files import StudyError, repair_tail
 from mvsearch.study.folder import StudyFolder
@@ -476,7 +477,7 @@ def test_killed_once_in_the_middle_the_same_trials_and_values_come_out(tmp_path)
     path = tmp_path / "killed"
     path.mkdir()
     assert drive(path, (121, False)) == [-signal.SIGKILL]
-    in_flight = open_optuna_study(StudyFolder(path / "stagewise"))
+    in_flight = open_optuna_study(StudyFolder(path / "stagewise")).study
     assert 3 < len(in_flight.get_trials()) < 21
     resumed = search_in(path, "search.trials=16")
     resumed.run()
@@ -518,7 +519,7 @@ def test_a_sampler_is_kept_over_its_asks_and_sees_what_was_measured(tmp_path, mo
     class Reading(optuna.samplers.RandomSampler):
         def reseed(self, seed):
             seen.append((seed, self.observations()))
-            self._rng.rng.seed(seed)
+            seed_generators(self, seed)
 
     def make(config, space, seed, observations, reference):
         sampler = Reading(seed=seed)

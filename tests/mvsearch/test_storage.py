@@ -97,7 +97,7 @@ KILLED = """
 import os, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-import fakes, mvsearch.storage
+import fakes, mvsearch.driver.trials
 from test_storage import search_with
 real, count = mvsearch.driver.trials.StoredTrials.{method}, 0
 def dying(*args, **kwargs):
@@ -180,13 +180,13 @@ def test_a_study_goes_on_in_another_storage_and_nothing_is_measured_again(tmp_pa
 
 def test_a_trial_enqueued_from_outside_is_the_next(tmp_path):
     search_in(tmp_path, "search.trials=6", "search.sampler=random").run()
-    study = open_optuna_study(StudyFolder(tmp_path / "stagewise"))
+    study = open_optuna_study(StudyFolder(tmp_path / "stagewise")).study
     last = study.get_trials()[-1]
     wanted = {**last.params, "width": next(w for w in (12, 16, 20, 24) if w != last.params["width"])}
     study.enqueue_trial(wanted)
     again = search_in(tmp_path, "search.trials=7", "search.sampler=random")
     again.run()
-    enqueued = open_optuna_study(again.folder).get_trials()[last.number + 1]
+    enqueued = open_optuna_study(again.folder).study.get_trials()[last.number + 1]
     assert enqueued.params == wanted
     assert enqueued.state == TrialState.COMPLETE
     assert "key" in enqueued.user_attrs
@@ -195,7 +195,7 @@ def test_a_trial_enqueued_from_outside_is_the_next(tmp_path):
 def test_a_trial_enqueued_from_outside_is_asked_for_again_after_a_kill(tmp_path):
     settings = ("search.trials=7", "search.sampler=random")
     search_in(tmp_path, "search.trials=6", "search.sampler=random").run()
-    study = open_optuna_study(StudyFolder(tmp_path / "stagewise"))
+    study = open_optuna_study(StudyFolder(tmp_path / "stagewise")).study
     params = study.get_trials()[-1].params
     wanted = {**params, "width": next(w for w in (12, 16, 20, 24) if w != params["width"])}
     study.enqueue_trial(wanted)
