@@ -13,8 +13,8 @@ from layouts import columnar, three_stages
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambavision.cost import SCAN_SLAB, cost
-from mambavision.layout import HybridLayout, StageLayout
+from mambavision.cost import MIXERS, SCAN_SLAB, cost
+from mambavision.layout import LETTERS, HybridLayout, StageLayout
 from mambavision.library import PUBLISHED, load_entry_config
 from mambavision.model import MambaVision
 from mambavision.scan import loop
@@ -106,6 +106,12 @@ def test_cost_equals_the_built_model(case: str) -> None:
     assert found.params == sum(parameter.numel() for parameter in model.parameters())
     assert found.macs == pytest.approx(macs_counted(model, torch.randn(1, 3, size, size)), rel=1e-9)
     assert found.memory == pytest.approx(measured_bytes(model, torch.randn(batch, 3, size, size)), rel=0.05)
+
+
+def test_every_letter_that_mixes_tokens_has_its_costs() -> None:
+    assert {letter: mixer.around_scan is not None for letter, mixer in MIXERS.items()} == {
+        letter: kind.scans for letter, kind in LETTERS.items() if kind.mixes_tokens
+    }
 
 
 @st.composite
