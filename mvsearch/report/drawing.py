@@ -17,12 +17,12 @@ from mvsearch.analysis.gains import device_hours, picks
 from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison
 from mvsearch.analysis.noise import DOMINATED, quality_se, study_noise
 from mvsearch.report.insight_words import (
-    FACTOR_NAMES,
     MATCH_NAMES,
     NOT_ENOUGH,
     OUTCOME_NAMES,
     displayed,
     effect_words,
+    factor_words,
     source_words,
 )
 from mvsearch.report.strip import hover_strip
@@ -407,7 +407,8 @@ _Box = tuple[float, float, float, float]
 
 def _ratio_heading(one: FactorComparison, between: str = " ") -> str:
     where = f"Stage {one.stage}: " if one.stage else ""
-    return f"{where}{OUTCOME_NAMES[one.outcome]} by {FACTOR_NAMES[one.factor]},{between}{MATCH_NAMES[one.matched]}"
+    by = factor_words(one.factor, one.placed)
+    return f"{where}{OUTCOME_NAMES[one.outcome]} by {by},{between}{MATCH_NAMES[one.matched]}"
 
 
 def _add_comparison(figure: Figure, one: FactorComparison, row: int, column: int) -> None:

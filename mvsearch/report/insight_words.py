@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+from mambavision.layout import Letter
 from mvsearch.analysis.insight import MODEL, PAIRS, REFERENCE, Effect, FactorComparison, Insight
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL
 from mvsearch.analysis.pairs import MIN_TRIALS
@@ -15,21 +16,17 @@ from mvsearch.report.words import listed, plural
 
 NOT_ENOUGH = "not enough trials to say"
 OUTCOME_NAMES = {"nll": "NLL", "top1": "top-1", "throughput": "throughput"}
-FACTOR_NAMES = {
-    "share": "attention share",
-    "placement": "placement of attention",
-    "state": "state size",
-    "width": "width of stage 1",
-}
-
-
 MATCH_NAMES = {"params": "at equal parameters", "throughput": "at equal throughput", "rest": "all else equal"}
 
 
-def subject(one: FactorComparison) -> str:
-    """What a comparison is about, e.g. ``"Stage 2, placement of attention"``."""
-    name = FACTOR_NAMES[one.factor]
-    return f"Stage {one.stage}, {name}" if one.stage else f"{name[0].upper()}{name[1:]}"
+def factor_words(factor: str, placed: Letter) -> str:
+    """What a factor is called, e.g. ``"placement of attention"``, after the letter whose share and place are told."""
+    return {
+        "share": f"{placed.word} share",
+        "placement": f"placement of {placed.noun or placed.word}",
+        "state": "state size",
+        "width": "width of stage 1",
+    }[factor]
 
 
 def displayed(value: float, outcome: str) -> float:
@@ -105,7 +102,8 @@ def headlines(insight: Insight) -> list[str]:
     """What a study says about placement and ratio in quality, at equal parameters, a sentence a stage and factor."""
     said = []
     for stage in insight.stages:
-        for factor, question in (("placement", "where attention stands"), ("share", "how much attention")):
+        what = insight.placed(stage).noun or insight.placed(stage).word
+        for factor, question in (("placement", f"where {what} stands"), ("share", f"how much {what}")):
             one = insight.compare(stage, factor, insight.study.measure, "params")
             if len(one.effects) < 2:
                 continue
@@ -180,7 +178,8 @@ def unsupported(insight: Insight) -> list[str]:
             kinds = set(insight._kinds(stage, factor, study.measure)[1])
             if len(kinds) < 2:
                 only = f" ({kinds.pop()})" if kinds else ""
-                said.append(f"Stage {stage}: its {FACTOR_NAMES[factor]} was the same in every layout{only}.")
+                name = factor_words(factor, insight.placed(stage))
+                said.append(f"Stage {stage}: its {name} was the same in every layout{only}.")
     if len({facts[0].dim for _, facts in insight.layouts}) > 1:
         said.append(
             "Width cannot be compared at equal parameters or throughput: it decides both. It is compared between "

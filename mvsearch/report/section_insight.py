@@ -12,12 +12,12 @@ from mvsearch.analysis.noise import pooled_se
 from mvsearch.analysis.pairs import MIN_TRIALS
 from mvsearch.report import drawing
 from mvsearch.report.insight_words import (
-    FACTOR_NAMES,
     MATCH_NAMES,
     NOT_ENOUGH,
     OUTCOME_NAMES,
     comparison_words,
     effect_words,
+    factor_words,
     headlines,
     source_words,
     unsupported,
@@ -48,7 +48,7 @@ def insight_section(findings: Findings, insight: Insight) -> str:
         f"{MIN_TRIALS} layouts that can be compared say “{NOT_ENOUGH}”.</p>",
     ]
     for (stage, by), own in groups.items():
-        name = FACTOR_NAMES[by]
+        name = factor_words(by, own[0].placed)
         title = f"Stage {stage}: {name}" if stage else f"{name[0].upper()}{name[1:]}"
         parts.append(f"<h3>{title}, against {html.escape(own[0].reference)}</h3><ul>")
         parts += [f"<li>{capital(html.escape(comparison_words(one)))}</li>" for one in own]
@@ -70,7 +70,7 @@ def insight_section(findings: Findings, insight: Insight) -> str:
 
 def _ratio_plot(one: FactorComparison) -> str:
     heading = f"{capital(OUTCOME_NAMES[one.outcome])} {MATCH_NAMES[one.matched]}"
-    label = f"{heading}, by {FACTOR_NAMES[one.factor]}" + (f" of stage {one.stage}" if one.stage else "")
+    label = f"{heading}, by {factor_words(one.factor, one.placed)}" + (f" of stage {one.stage}" if one.stage else "")
     return (
         f'<figure><h4>{heading}</h4><div class="plot" data-figure="{drawing.ratio_name(one)}" role="img" '
         f'aria-label="{label}"></div></figure>'
@@ -83,7 +83,7 @@ def _numbers(comparisons: Sequence[FactorComparison]) -> str:
         for effect in one.effects:
             where = f"{one.stage}" if one.stage else DASH
             rows.append(
-                f'<tr><td class="n">{where}</td><td>{FACTOR_NAMES[one.factor]}</td>'
+                f'<tr><td class="n">{where}</td><td>{factor_words(one.factor, one.placed)}</td>'
                 f'<td class="w">{html.escape(effect.label)}</td><td class="n">{effect.trials}</td>'
                 f"<td>{OUTCOME_NAMES[one.outcome]} {MATCH_NAMES[one.matched]}</td>"
                 f'<td class="n">{html.escape(effect_words(effect, one.outcome))}</td>'

@@ -134,16 +134,16 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     ],
 )
 def test_rules(rule: str, patterns: list[str]) -> None:
-    assert [place(rule, 4, attention) for attention in range(5)] == patterns
+    assert [place(rule, 4, attention, "M", "A") for attention in range(5)] == patterns
     gated = [pattern.replace("M", "G") for pattern in patterns]
-    assert [place(rule, 4, attention, "G") for attention in range(5)] == gated
+    assert [place(rule, 4, attention, "G", "A") for attention in range(5)] == gated
 
 
 @given(depth=st.integers(1, 20), data=st.data())
 def test_rules_place_as_many_as_asked(depth: int, data: st.DataObject) -> None:
     attention = data.draw(st.integers(0, depth))
     for rule in PLACEMENT_RULES:
-        pattern = place(rule, depth, attention)
+        pattern = place(rule, depth, attention, "M", "A")
         assert (len(pattern), pattern.count("A"), pattern.count("M")) == (depth, attention, depth - attention)
 
 
