@@ -162,6 +162,13 @@ def _attention_weights(stage: StageLayout, qk_norm: bool) -> tuple[int, int]:
     return 4 * stage.dim**2 + 4 * stage.dim + norms, 4 * stage.dim**2
 
 
+def _parallel_weights(stage: StageLayout, qk_norm: bool) -> tuple[int, int]:
+    """Both mixers without their last projections; two norms without shifts, and one projection."""
+    mamba, mamba_macs = _mamba_weights(stage, qk_norm)
+    attention, attention_macs = _attention_weights(stage, qk_norm)
+    return mamba + attention - stage.dim**2 + 2 * stage.dim, mamba_macs + attention_macs - stage.dim**2
+
+
 # Around the scan: the mixer's input, what it scans, its step sizes and the result; beside it z, in G with all of the
 # projection.
 MIXERS: dict[str, Mixer] = {
@@ -176,6 +183,12 @@ MIXERS: dict[str, Mixer] = {
         around_scan=lambda stage: stage.dim + 5 * stage.scanned("G") + _rank(stage) + 2 * stage.state,
     ),
     "A": Mixer(_attention_weights, alive=lambda stage, qk_norm: (7 if qk_norm else 5) * stage.dim + stage.heads),
+    "P": Mixer(
+        _parallel_weights,
+        # Attention, with the branch of Mamba beside it.
+        alive=lambda stage, qk_norm: (8 if qk_norm else 6) * stage.dim + stage.heads,
+        around_scan=lambda stage: stage.dim + 4 * stage.scanned("P") + _rank(stage) + 2 * stage.state,
+    ),
 }
 """The mixers of the letters that mix tokens."""
 

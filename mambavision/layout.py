@@ -71,6 +71,15 @@ LETTERS: dict[str, Letter] = {
     ),
     "G": Letter("gated Mamba", "#56B4E9", "GatedMambaBlock", "Mamba", (*_TOKENS, *_SCAN, "expand")),
     "A": Letter("self-attention", "#E69F00", "AttentionBlock", "attention", (*_TOKENS, "heads")),
+    "P": Letter(
+        "Mamba and attention in parallel",
+        "#CC79A7",
+        "ParallelBlock",
+        "parallel",
+        (*_TOKENS, *_SCAN, "heads"),
+        noun="parallel mixing",
+        halves=True,
+    ),
 }
 """The one place where a block letter is registered; `mambavision.cost` has what its mixer costs."""
 
@@ -106,13 +115,13 @@ class StageLayout:
 
     Attributes:
         blocks: letters of `LETTERS` in order, e.g. ``"MMMMAAAA"``; all ``C``, or free of ``C``.
-        dim: channels, 1 to 8192; even in a stage with a letter that splits them in halves (``M``).
-        heads: attention heads; must divide `dim` in a stage with a letter that attends (``A``).
+        dim: channels, 1 to 8192; even in a stage with a letter that splits them in halves (``M``, ``P``).
+        heads: attention heads; must divide `dim` in a stage with a letter that attends (``A``, ``P``).
         window: side of the square windows in tokens; None means the whole map; a window larger than the map
             pads it with zeros, as published.
         state: SSM state size N, 1 to 256.
         conv_kernel: width of the mixer's depthwise convolution, 1 to 15.
-        expand: channels that ``G`` scans, as a multiple of `dim`, 1 to 4 (``M`` scans half of `dim`).
+        expand: channels that ``G`` scans, as a multiple of `dim`, 1 to 4 (``M`` and ``P`` scan half of `dim`).
         mlp_ratio: hidden width of the MLP over `dim`.
         layer_scale: initial value of the learned residual scales; None means no scales.
 

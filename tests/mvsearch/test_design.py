@@ -80,7 +80,7 @@ def test_what_the_budgets_forbid_is_left_out():
                 "layout.stages=[{blocks: C, depth: 1, dim: 1}, {blocks: A, depth: 2, dim: 2, head_dim: 8}]",
                 "layout.downsample=null",
             ],
-            "needs a stage whose blocks are MA or GA",
+            "needs a stage whose blocks are MA, GA, MP or GP",
         ),
     ],
 )
