@@ -9,7 +9,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from mambavision.layout import LETTERS, StageLayout
-from mambavision.mixers import Attention, GatedMambaMixer, MambaVisionMixer
+from mambavision.mixers import Attention, GatedMambaMixer, MambaVisionMixer, ParallelMixer
 
 
 def build_block(letter: str, stage: StageLayout, *, qk_norm: bool = False, drop_path: float = 0.0) -> nn.Module:
@@ -89,3 +89,11 @@ class AttentionBlock(TokenBlock):
 
     def __init__(self, stage: StageLayout, *, qk_norm: bool = False, drop_path: float = 0.0) -> None:
         super().__init__(stage, Attention(stage.dim, stage.heads, qk_norm), drop_path)
+
+
+class ParallelBlock(TokenBlock):
+    """Letter P: the MambaVision mixer and self-attention side by side."""
+
+    def __init__(self, stage: StageLayout, *, qk_norm: bool = False, drop_path: float = 0.0) -> None:
+        mixer = ParallelMixer(stage.dim, stage.state, stage.conv_kernel, stage.heads, qk_norm)
+        super().__init__(stage, mixer, drop_path)

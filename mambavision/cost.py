@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mambavision.layout import LETTERS, HybridLayout, StageLayout
@@ -63,7 +64,7 @@ def cost(
         tokens, length, _ = _windowed(stage, height, width)
         if stage.hybrid:
             for letter in stage.blocks:
-                mixer_params, mixer_macs = _mixer(stage, letter, layout.qk_norm)
+                mixer_params, mixer_macs = MIXERS[letter].weights(stage, layout.qk_norm)
                 mlp = 2 * stage.dim * stage.mlp_hidden
                 scales = 0 if stage.layer_scale is None else 2 * stage.dim
                 params += mixer_params + mlp + stage.mlp_hidden + stage.dim + 4 * stage.dim + scales
@@ -116,17 +117,80 @@ def _ends(
     return params, buffers, macs + conv1 * inner + conv2 * math.prod(maps[0])
 
 
-def _mixer(stage: StageLayout, letter: str, qk_norm: bool) -> tuple[int, int]:
-    """Parameters of a mixer, and its multiply-adds for a token without attention's products and the scan."""
-    dim = stage.dim
-    if LETTERS[letter].attends:
-        return 4 * dim**2 + 4 * dim + (4 * (dim // stage.heads) if qk_norm else 0), 4 * dim**2
-    inner, rank = stage.scanned(letter), math.ceil(dim / 16)
-    # M projects and convolves both halves of dim; G projects scanned and gating channels, and convolves the scanned.
-    convolved, projected = (inner, inner) if letter == "G" else (dim, dim)
-    weights = 2 * inner * dim + projected * dim + convolved * stage.conv_kernel + inner * (rank + 2 * stage.state)
-    weights += rank * inner
-    return weights + inner + inner * stage.state + inner, weights
+@dataclass(frozen=True)
+class Mixer:
+    """What the mixer of a letter costs, beside attention's products and the scan itself, which are alike for all.
+
+    Attributes:
+        weights: parameters, and multiply-adds for a token, of a stage and qk_norm.
+        alive: most numbers alive for a token at its larger steps but the scan, of a stage and qk_norm.
+        around_scan: numbers alive for a token in the mixer while it scans, of a stage; None where it does not scan.
+    """
+
+    weights: Callable[[StageLayout, bool], tuple[int, int]]
+    alive: Callable[[StageLayout, bool], int]
+    around_scan: Callable[[StageLayout], int] | None = None
+
+
+def _rank(stage: StageLayout) -> int:
+    return math.ceil(stage.dim / 16)
+
+
+def _scan_weights(stage: StageLayout, letter: str) -> tuple[int, int]:
+    """Parameters and multiply-adds for a token of what feeds the scan."""
+    inner = stage.scanned(letter)
+    macs = inner * (_rank(stage) + 2 * stage.state) + _rank(stage) * inner
+    return macs + inner + inner * stage.state + inner, macs
+
+
+def _mamba_weights(stage: StageLayout, qk_norm: bool) -> tuple[int, int]:
+    """Both halves of dim are projected, convolved and projected back; one of them is scanned."""
+    params, macs = _scan_weights(stage, "M")
+    weights = 2 * stage.dim**2 + stage.dim * stage.conv_kernel
+    return params + weights, macs + weights
+
+
+def _gated_weights(stage: StageLayout, qk_norm: bool) -> tuple[int, int]:
+    """Scanned and gating channels are projected; the scanned are convolved and projected back."""
+    params, macs = _scan_weights(stage, "G")
+    weights = stage.scanned("G") * (3 * stage.dim + stage.conv_kernel)
+    return params + weights, macs + weights
+
+
+def _attention_weights(stage: StageLayout, qk_norm: bool) -> tuple[int, int]:
+    norms = 4 * (stage.dim // stage.heads) if qk_norm else 0
+    return 4 * stage.dim**2 + 4 * stage.dim + norms, 4 * stage.dim**2
+
+
+def _parallel_weights(stage: StageLayout, qk_norm: bool) -> tuple[int, int]:
+    """Both mixers without their last projections; two norms without shifts, and one projection."""
+    mamba, mamba_macs = _mamba_weights(stage, qk_norm)
+    attention, attention_macs = _attention_weights(stage, qk_norm)
+    return mamba + attention - stage.dim**2 + 2 * stage.dim, mamba_macs + attention_macs - stage.dim**2
+
+
+# Around the scan: the mixer's input, what it scans, its step sizes and the result; beside it z, in G with all of the
+# projection.
+MIXERS: dict[str, Mixer] = {
+    "M": Mixer(
+        _mamba_weights,
+        alive=lambda stage, qk_norm: 9 * stage.dim // 2,
+        around_scan=lambda stage: stage.dim + 4 * stage.scanned("M") + _rank(stage) + 2 * stage.state,
+    ),
+    "G": Mixer(
+        _gated_weights,
+        alive=lambda stage, qk_norm: stage.dim + 5 * stage.scanned("G"),
+        around_scan=lambda stage: stage.dim + 5 * stage.scanned("G") + _rank(stage) + 2 * stage.state,
+    ),
+    "A": Mixer(_attention_weights, alive=lambda stage, qk_norm: (7 if qk_norm else 5) * stage.dim + stage.heads),
+    "P": Mixer(
+        _parallel_weights,
+        # Attention, with the branch of Mamba beside it.
+        alive=lambda stage, qk_norm: (8 if qk_norm else 6) * stage.dim + stage.heads,
+        around_scan=lambda stage: stage.dim + 4 * stage.scanned("P") + _rank(stage) + 2 * stage.state,
+    ),
+}
+"""The mixers of the letters that mix tokens."""
 
 
 def _peak(
@@ -159,12 +223,11 @@ def _peak(
                 alive.append(base + 3 * own + 9 * stage.dim**2)
                 continue
             alive.append(base + 2 * own + 2 * batch_size * tokens * stage.mlp_hidden)
-            if LETTERS[letter].attends:
-                alive.append(base + (7 if layout.qk_norm else 5) * own + batch_size * tokens * stage.heads)
-            if LETTERS[letter].scans:
-                inner = batch_size * tokens * stage.scanned(letter)
-                alive.append(base + own + 5 * inner if letter == "G" else base + 9 * own // 2)
-                around, inside = _scan_alive(stage, letter, batch_size * windows, length)
+            mixer = MIXERS[letter]
+            alive.append(base + batch_size * tokens * mixer.alive(stage, layout.qk_norm))
+            if mixer.around_scan is not None:
+                around = batch_size * tokens * mixer.around_scan(stage)
+                inside = _scan_alive(stage, letter, batch_size * windows, length)
                 scan_bytes = max(scan_bytes, (base + around) * bytes_per_value + inside * max(4, bytes_per_value))
         if i + 1 < len(maps):
             # The map of one window has its channels last, as the convolution wants its output.
@@ -175,14 +238,11 @@ def _peak(
     return max(max(alive) * bytes_per_value, scan_bytes)
 
 
-def _scan_alive(stage: StageLayout, letter: str, batch: int, length: int) -> tuple[int, int]:
-    """Numbers alive during the scan: around it in the mixer, and inside it in its own precision."""
-    inner, rank = stage.scanned(letter), math.ceil(stage.dim / 16)
-    tokens = batch * length
-    # The mixer's input, what it scans, its step sizes and the result; beside it z, in G with all of the projection.
-    around = tokens * (stage.dim + (5 if letter == "G" else 4) * inner + rank + 2 * stage.state)
+def _scan_alive(stage: StageLayout, letter: str, batch: int, length: int) -> int:
+    """Numbers alive inside the scan, in its own precision."""
+    inner = stage.scanned(letter)
     step = batch * inner * stage.state
     steps = min(length, max(1, SCAN_SLAB // step))
     slabs = (2 * steps + 1) * step + steps * batch * inner
     # The step sizes of the whole sequence; all else a slab at a time.
-    return around, tokens * inner + slabs + steps * batch * (inner + 2 * stage.state)
+    return batch * length * inner + slabs + steps * batch * (inner + 2 * stage.state)

@@ -22,32 +22,66 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Letter:
-    """One kind of block, as registered in `LETTERS`.
+    """One kind of block, as registered in `LETTERS`; what follows from its fields and its name are properties.
 
     Attributes:
         name: what people call it.
         colour: fill of its cell in strips and figures (Okabe-Ito, with grey for conv).
         block: name of the class in `mambavision.blocks` that builds it.
-        mixes_tokens: False for blocks of a convolutional stage, which sees a map and no windows.
-        scans: True where the block runs a selective scan, so that state and conv kernel matter.
-        attends: True where the block has heads.
+        word: what many of it are called, as in "all attention" and "attention share".
+        fields: fields of `StageLayout` that bear on it, beside `blocks`, `dim` and `layer_scale`, which bear on all.
+            A search may vary each of them.
+        noun: what is placed where its place is searched, as in "placement of attention"; empty: the `word`.
+        halves: True where it splits `dim` in two halves, one of which it scans.
+        larger_half: True where it is the larger part of an odd depth in "last half", with blocks that attend behind it.
     """
 
     name: str
     colour: str
     block: str
-    mixes_tokens: bool = True
-    scans: bool = False
-    attends: bool = False
+    word: str
+    fields: tuple[str, ...] = ()
+    noun: str = ""
+    halves: bool = False
+    larger_half: bool = False
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """False for blocks of a convolutional stage, which sees a map and no windows."""
+        return "window" in self.fields
+
+    @property
+    def scans(self) -> bool:
+        """True where the block runs a selective scan."""
+        return "state" in self.fields
+
+    @property
+    def attends(self) -> bool:
+        """True where the block has attention heads."""
+        return "heads" in self.fields
+
+
+_TOKENS = ("window", "mlp_ratio")
+_SCAN = ("state", "conv_kernel")
 
 LETTERS: dict[str, Letter] = {
-    "C": Letter("residual conv", "#8A8F98", "ConvBlock", mixes_tokens=False),
-    "M": Letter("MambaVision mixer", "#0072B2", "MambaBlock", scans=True),
-    "G": Letter("gated Mamba", "#56B4E9", "GatedMambaBlock", scans=True),
-    "A": Letter("self-attention", "#E69F00", "AttentionBlock", attends=True),
+    "C": Letter("residual conv", "#8A8F98", "ConvBlock", "conv"),
+    "M": Letter(
+        "MambaVision mixer", "#0072B2", "MambaBlock", "Mamba", (*_TOKENS, *_SCAN), halves=True, larger_half=True
+    ),
+    "G": Letter("gated Mamba", "#56B4E9", "GatedMambaBlock", "Mamba", (*_TOKENS, *_SCAN, "expand")),
+    "A": Letter("self-attention", "#E69F00", "AttentionBlock", "attention", (*_TOKENS, "heads")),
+    "P": Letter(
+        "Mamba and attention in parallel",
+        "#CC79A7",
+        "ParallelBlock",
+        "parallel",
+        (*_TOKENS, *_SCAN, "heads"),
+        noun="parallel mixing",
+        halves=True,
+    ),
 }
-"""The one place where a block letter is registered."""
+"""The one place where a block letter is registered; `mambavision.cost` has what its mixer costs."""
 
 STEMS = ("conv", "patch")
 STEM_STRIDES = (4, 2, 1)
@@ -81,13 +115,13 @@ class StageLayout:
 
     Attributes:
         blocks: letters of `LETTERS` in order, e.g. ``"MMMMAAAA"``; all ``C``, or free of ``C``.
-        dim: channels, 1 to 8192; even in a stage with ``M``.
-        heads: attention heads; must divide `dim` in a stage with ``A``.
+        dim: channels, 1 to 8192; even in a stage with a letter that splits them in halves (``M``, ``P``).
+        heads: attention heads; must divide `dim` in a stage with a letter that attends (``A``, ``P``).
         window: side of the square windows in tokens; None means the whole map; a window larger than the map
             pads it with zeros, as published.
         state: SSM state size N, 1 to 256.
         conv_kernel: width of the mixer's depthwise convolution, 1 to 15.
-        expand: channels that ``G`` scans, as a multiple of `dim`, 1 to 4 (``M`` scans half of `dim`).
+        expand: channels that ``G`` scans, as a multiple of `dim`, 1 to 4 (``M`` and ``P`` scan half of `dim`).
         mlp_ratio: hidden width of the MLP over `dim`.
         layer_scale: initial value of the learned residual scales; None means no scales.
 
@@ -127,8 +161,9 @@ class StageLayout:
         _check_float(where, "mlp_ratio", self.mlp_ratio, 16)
         if self.layer_scale is not None:
             _check_float(where, "layer_scale", self.layer_scale, 10)
-        if "M" in self.blocks and self.dim % 2:
-            raise _fail(where, "dim", self.dim, "an even width, because M splits it in two halves")
+        halving = next((letter for letter in self.blocks if LETTERS[letter].halves), None)
+        if halving and self.dim % 2:
+            raise _fail(where, "dim", self.dim, f"an even width, because {halving} splits it in two halves")
         if self.attends and self.dim % self.heads:
             raise _fail(where, "heads", self.heads, f"a divisor of dim {self.dim}")
 
@@ -149,9 +184,10 @@ class StageLayout:
 
     def scanned(self, letter: str) -> int:
         """Channels that a block of this letter scans; 0 where it does not."""
-        if not LETTERS[letter].scans:
+        kind = LETTERS[letter]
+        if not kind.scans:
             return 0
-        return self.expand * self.dim if letter == "G" else self.dim // 2
+        return self.dim // 2 if kind.halves else self.expand * self.dim
 
     @property
     def mlp_hidden(self) -> int:
@@ -161,14 +197,9 @@ class StageLayout:
     def canonical(self) -> dict[str, Any]:
         """Only what has an effect on the network."""
         data: dict[str, Any] = {"blocks": self.blocks, "dim": self.dim, "layer_scale": self.layer_scale}
-        if self.hybrid:
-            data |= {"window": self.window, "mlp_hidden": self.mlp_hidden}
-        if self.scans:
-            data |= {"state": self.state, "conv_kernel": self.conv_kernel}
-        if "G" in self.blocks:
-            data |= {"expand": self.expand}
-        if self.attends:
-            data |= {"heads": self.heads}
+        for name in {name for letter in self.blocks for name in LETTERS[letter].fields}:
+            # Ratios that round to one width are one network.
+            data |= {"mlp_hidden": self.mlp_hidden} if name == "mlp_ratio" else {name: getattr(self, name)}
         return data
 
 

@@ -79,19 +79,20 @@ class MambaVisionMixer(ScanMixer):
         dim: channels C, even.
         state: states N of a channel of the scan.
         conv_kernel: width of the depthwise convolutions.
+        project: False leaves out the last projection, for a mixer that has this one as a branch.
     """
 
     conv1d_x: nn.Conv1d
     conv1d_z: nn.Conv1d
 
-    def __init__(self, dim: int, state: int = 8, conv_kernel: int = 3) -> None:
+    def __init__(self, dim: int, state: int = 8, conv_kernel: int = 3, *, project: bool = True) -> None:
         super().__init__()
         inner = dim // 2
         self.in_proj = nn.Linear(dim, dim, bias=False)
         self._add_convolution("conv1d_x", inner, conv_kernel)
         self._add_convolution("conv1d_z", inner, conv_kernel)
         self._add_scan(dim, inner, state)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = nn.Linear(dim, dim, bias=False) if project else nn.Identity()
         self.reset_dt()
 
     def forward(self, x_BLC: Tensor) -> Tensor:
@@ -140,16 +141,19 @@ class Attention(nn.Module):
         heads: number of heads, a divisor of `dim`.
         qk_norm: LayerNorm on the queries and keys of each head.
         attn_drop: dropout of the attention weights while training.
+        project: False leaves out the last projection, for a mixer that has this one as a branch.
     """
 
-    def __init__(self, dim: int, heads: int = 1, qk_norm: bool = False, attn_drop: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, heads: int = 1, qk_norm: bool = False, attn_drop: float = 0.0, *, project: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim) if project else nn.Identity()
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """(B, L, C) to (B, L, C)."""
@@ -157,3 +161,35 @@ class Attention(nn.Module):
         dropout = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class ParallelMixer(nn.Module):
+    """Mamba and attention side by side on one input, as in Hymba (arXiv 2411.13676, section 2).
+
+    Each branch is normalised and multiplied with a learned scale a channel, the two are averaged, and one projection
+    follows. What is chosen here: the Mamba branch is `MambaVisionMixer` and the other `Attention`, each with its own
+    first projection and without its last, so that both give `dim` channels. The norms are LayerNorms without shifts;
+    their weights are the scales and start at 1. The paper's meta tokens, and keys and values shared between layers,
+    are left out.
+
+    Args:
+        dim: channels C, even.
+        state: states N of a channel of the scan.
+        conv_kernel: width of the depthwise convolutions.
+        heads: number of heads, a divisor of `dim`.
+        qk_norm: LayerNorm on the queries and keys of each head.
+    """
+
+    def __init__(self, dim: int, state: int = 8, conv_kernel: int = 3, heads: int = 1, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.mamba = MambaVisionMixer(dim, state, conv_kernel, project=False)
+        self.attention = Attention(dim, heads, qk_norm, project=False)
+        self.mamba_norm = nn.LayerNorm(dim, bias=False)
+        self.attention_norm = nn.LayerNorm(dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """(B, L, C) to (B, L, C)."""
+        mamba_BLC = self.mamba_norm(self.mamba(x_BLC))
+        attention_BLC = self.attention_norm(self.attention(x_BLC))
+        return self.proj((mamba_BLC + attention_BLC) / 2)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mambavision.layout import LETTERS
+from mambavision.layout import LETTERS, Letter
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import TrialRecord
 
@@ -25,8 +25,8 @@ class StageFacts:
         state: SSM state size; None where no block scans.
         share: blocks with attention over all blocks, 0 to 1.
         placement: name of the order, see `placement`.
-        centre: mean position of the attention blocks, 0 (first block) to 1 (last); None without any, and in a stage
-            of one block.
+        centre: mean position of the blocks with attention, 0 (first block) to 1 (last); None without any, and in a
+            stage of one block.
         hybrid: False for a convolutional stage.
     """
 
@@ -40,26 +40,27 @@ class StageFacts:
     hybrid: bool = field(default=True)
 
 
-ALL_SCAN, ALL_ATTENTION = "all Mamba", "all attention"
+ALL_BASE, ALL_PLACED = "all base", "all placed"
 
 
-ORDERS = (ALL_SCAN, "last", "first", "alternating", "middle", "both ends", "mixed", ALL_ATTENTION)
+ORDERS = ("last", "first", "alternating", "middle", "both ends", "mixed")
 
 
 def placement(attends: Sequence[bool]) -> str:
     """The name, one of `ORDERS`, of where a stage's attention blocks stand among its others.
 
-    ``"all Mamba"`` and ``"all attention"``; ``"last"`` and ``"first"`` (all attention blocks in one run at that end);
-    ``"alternating"`` (no two neighbours alike, at least three blocks); ``"middle"`` (one run that touches neither end);
-    ``"both ends"`` (one run of Mamba that touches neither end); else ``"mixed"``.
+    ``"all base"`` (none with attention) and ``"all placed"`` (all of them); ``"last"`` and ``"first"`` (all with
+    attention in one run at that end); ``"alternating"`` (no two neighbours alike, at least three blocks); ``"middle"``
+    (one run that touches neither end); ``"both ends"`` (one run of the others that touches neither end); else
+    ``"mixed"``.
 
     Args:
         attends: True for each block with attention, in order; at least one block.
     """
     if all(attends):
-        return ALL_ATTENTION
+        return ALL_PLACED
     if not any(attends):
-        return ALL_SCAN
+        return ALL_BASE
     changes = sum(a != b for a, b in itertools.pairwise(attends))
     if changes == 1:
         return "last" if attends[-1] else "first"
@@ -103,6 +104,13 @@ def comparable(study: StudyData) -> list[LayoutFacts]:
         return []
     form = forms.most_common(1)[0][0]
     return [(record, facts) for record, facts in layouts if tuple(fact.hybrid for fact in facts) == form]
+
+
+def placed_letter(layouts: Sequence[LayoutFacts], stage: int) -> Letter:
+    """The letter with attention that most layouts have in a stage (counted from 1); self-attention where none has."""
+    known = [letter for letter, kind in LETTERS.items() if kind.attends]
+    counts = Counter(next((b for b in facts[stage - 1].blocks if b in known), known[0]) for _, facts in layouts)
+    return LETTERS[max(known, key=lambda letter: counts[letter])]
 
 
 def hybrid_stages(study: StudyData) -> list[int]:

@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from mambavision.layout import LETTERS, Letter
 from mvsearch.analysis.facts import (
-    ALL_ATTENTION,
-    ALL_SCAN,
+    ALL_BASE,
+    ALL_PLACED,
     ORDERS,
     LayoutFacts,
     StageFacts,
@@ -36,11 +37,12 @@ from mvsearch.analysis.facts import (
     hybrid_stages,
     log_cost,
     outcome_of,
+    placed_letter,
 )
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL, OutcomeModel, feature
 from mvsearch.analysis.pairs import MIN_TRIALS, joined_within, paired_differences
 from mvsearch.analysis.repeated import quality_of
-from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
+from mvsearch.space.published import PUBLISHED_PATTERNS, is_published
 from mvsearch.study.data import StudyData
 from mvsearch.study.record import TRAIN, TrialRecord
 
@@ -93,8 +95,9 @@ class FactorComparison:
 
     Attributes:
         stage: number of the stage, from 1; 0 for the width, which is of the whole layout.
-        factor: ``"share"`` (attention blocks over blocks), ``"placement"`` (of mixed orders, at
+        factor: ``"share"`` (blocks with attention over blocks), ``"placement"`` (of mixed orders, at
             equal share), ``"state"`` or ``"width"``.
+        placed: the letter whose share and placement these are.
         outcome: ``"nll"`` (minus the NLL in nats, so that larger is better), ``"top1"`` (0 to 1) or ``"throughput"``
             (log2 of the ratio).
         matched: what is held equal: ``"params"``, ``"throughput"``, or ``"rest"`` (everything but the factor, with the
@@ -105,6 +108,7 @@ class FactorComparison:
 
     stage: int
     factor: str
+    placed: Letter
     outcome: str
     matched: str
     reference: str
@@ -230,7 +234,11 @@ class Insight:
             if kind == reference and (by_pairs or by_model):
                 effect = Effect(kind, counts[kind], 0, REFERENCE, 0.0)
             effects.append(effect)
-        return FactorComparison(stage, factor, outcome, matched, reference, tuple(effects))
+        return FactorComparison(stage, factor, self.placed(stage), outcome, matched, reference, tuple(effects))
+
+    def placed(self, stage: int) -> Letter:
+        """The letter that share and placement of a stage are told of; of the width, stage 0, it says nothing."""
+        return placed_letter(self.layouts, stage)
 
     def _kinds(self, stage: int, factor: str, outcome: str) -> tuple[list[LayoutFacts], list[str]]:
         """The layouts that a factor can be told of, and the kind of each."""
@@ -238,7 +246,7 @@ class Insight:
         if factor == "width":
             return pairs, [f"{facts[0].dim}" for _, facts in pairs]
         if factor == "placement":
-            pure = (ALL_SCAN, ALL_ATTENTION)
+            pure = (ALL_BASE, ALL_PLACED)
             pairs = [(r, facts) for r, facts in pairs if facts[stage - 1].placement not in pure]
             return pairs, [facts[stage - 1].placement for _, facts in pairs]
         if factor == "state":
@@ -263,7 +271,8 @@ class Insight:
         covariates = []
         joined = joined_within(sets, costs, None if matched == "rest" else math.log1p(CALIPER))
         if factor == "share":
-            # What only Mamba has, and what only attention has, must be equal where both layouts have it.
+            # What only blocks that scan have, and what only those with attention have, must be equal where both layouts
+            # have it.
             own = [facts[stage - 1] for (_, facts), _, _, _ in units]
             for has in ([fact.state for fact in own], [_head_dim(r, stage) for (r, _), _, _, _ in units]):
                 values_of = np.array([-1 if value is None else value for value in has])
@@ -353,7 +362,7 @@ class Insight:
         for record, facts in self.layouts:
             hybrid = [fact for fact in facts if fact.hybrid]
             for name in PUBLISHED_PATTERNS:
-                if hybrid and all(f.blocks == published_blocks(name, len(f.blocks), _mamba(f.blocks)) for f in hybrid):
+                if hybrid and all(is_published(name, fact.blocks) for fact in hybrid):
                     # Where nothing scans the state means nothing: such a layout belongs to every state.
                     size = tuple((fact.dim, len(fact.blocks)) for fact in facts)
                     states = tuple(fact.state for fact in hybrid)
@@ -364,10 +373,6 @@ class Insight:
         (size, states), found = best  # type: ignore[misc]
         found = {**sizes.get((size, None), {}), **found}
         return [NamedPattern(name, top1, found.get(name)) for name, top1 in PUBLISHED_PATTERNS.items()]
-
-
-def _mamba(blocks: str) -> str:
-    return "G" if "G" in blocks else "M"
 
 
 def _order(factor: str, kinds: Sequence[str]) -> list[str]:
@@ -411,4 +416,5 @@ def _everything_else(record: TrialRecord, facts: Sequence[StageFacts], stage: in
 def _head_dim(record: TrialRecord, stage: int) -> int | None:
     """Channels of an attention head of a stage; None without attention."""
     data = record.layout["stages"][stage - 1]
-    return data["dim"] // data.get("heads", 1) if "A" in data["blocks"] else None
+    attends = any(letter in LETTERS and LETTERS[letter].attends for letter in data["blocks"])
+    return data["dim"] // data.get("heads", 1) if attends else None

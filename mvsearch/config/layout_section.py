@@ -9,13 +9,14 @@ from pydantic import BaseModel, BeforeValidator, SerializerFunctionWrapHandler, 
 from pydantic_core import PydanticCustomError
 
 from mambavision.layout import LETTERS, STEMS
+from mvsearch.config.letters import MIXED, base_of, placed_of, with_key
 from mvsearch.config.values import (
     AS_WRITTEN,
     PLACEMENT_RULES,
     Section,
     choices,
+    either,
     flag,
-    letters_to_choose,
     list_of_stages,
     number,
     or_null,
@@ -31,7 +32,7 @@ MAX_HYBRID_DEPTH = 20
 
 
 class AttentionConfig(Section):
-    """How many blocks of a stage are attention: a range, or the list of counts that are allowed.
+    """How many blocks of a stage have attention: a range, or the list of counts that are allowed.
 
     In YAML: ``{min: 0, max: 4}``, one number (fixed), or a list of counts.
     """
@@ -79,50 +80,51 @@ class AttentionConfig(Section):
         return tuple(count for count in counts if count <= depth)
 
 
+def _letters_to_choose(value: object) -> str:
+    """One letter, or a pair of `MIXED` in either order, as the pair. Raises the error for anything else."""
+    alone = {letter: letter for letter in LETTERS}
+    pairs = {written: pair for pair in MIXED for written in (pair, pair[::-1])}
+    found = (alone | pairs).get(value) if isinstance(value, str) else None
+    if found is None:
+        named = ", ".join(f"{letter} ({kind.name})" for letter, kind in LETTERS.items())
+        raise wrong(value, f"the letters to choose from: {named}, or {either(MIXED)} (both, searched)")
+    return found
+
+
 # Which letters a key of a stage has an effect on: those of any one of these choices.
-MIXED = ("MA", "GA")
-_MAMBA = ("M", "G")
-_HYBRID = ("M", "G", "A")
-_NEEDS = {
-    "attention": MIXED,
-    "placement": MIXED,
-    "flips": MIXED,
-    "state": _MAMBA,
-    "conv_kernel": _MAMBA,
-    "expand": ("G",),
-    "head_dim": ("A",),
-    "window": _HYBRID,
-    "mlp_ratio": _HYBRID,
+_NEEDS = dict.fromkeys(("attention", "placement", "flips"), MIXED) | {
+    key: with_key(key) for key in ("state", "conv_kernel", "expand", "head_dim", "window", "mlp_ratio")
 }
 
 
 class StageConfig(Section):
     """One stage of the layout. A list is searched, a single value is fixed."""
 
-    blocks: Annotated[str, BeforeValidator(letters_to_choose)]
-    """Letters to choose from: C (residual conv), M (all Mamba), G (all gated Mamba), A (all attention), MA or GA (their
-    order is searched)."""
+    blocks: Annotated[str, BeforeValidator(_letters_to_choose)]
+    """Letters to choose from: one for all blocks, such as C, M or A; or one that only scans and one with attention,
+    such as MA or GA (their order is searched)."""
     depth: Annotated[tuple[int, ...], BeforeValidator(choices(whole(1, 64))), AS_WRITTEN]
     """Number of blocks, 1 to 64; at most 20 where the order is searched."""
     dim: Annotated[tuple[float, ...], BeforeValidator(choices(number(0, 64, above=True))), AS_WRITTEN]
     """Channels of the stage as a multiple of `layout.width`; 1 in stage 1."""
     attention: AttentionConfig = AttentionConfig()
-    """How many blocks are attention (MA, GA): {min, max}, a number, or a list. Default: from 0 to the depth."""
+    """How many blocks have attention (two letters): {min, max}, a number, or a list. Default: from 0 to the depth."""
     placement: Annotated[tuple[str, ...], BeforeValidator(choices(word(*PLACEMENT_RULES)))] = PLACEMENT_RULES
-    """Rules that place the attention blocks (MA, GA): last, first, even, middle, alternate. Default: all of them."""
+    """Rules that place the blocks with attention (two letters): last, first, even, middle, alternate. Default: all of
+    them."""
     flips: Annotated[int | None, BeforeValidator(or_null(whole(0, MAX_HYBRID_DEPTH)))] = None
-    """How many single blocks may differ from the rule (MA, GA), 0 to 20. Default (null): half the longest depth, with
-    which every order is reached."""
+    """How many single blocks may differ from the rule (two letters), 0 to 20. Default (null): half the longest depth,
+    with which every order is reached."""
     state: Annotated[tuple[int, ...], BeforeValidator(choices(whole(1, 256))), AS_WRITTEN] = (8,)
-    """SSM state size of the Mamba blocks, 1 to 256."""
+    """SSM state size of the blocks that scan, 1 to 256."""
     window: Annotated[tuple[int | None, ...], BeforeValidator(choices(or_null(whole(1, 1024)))), AS_WRITTEN] = (None,)
     """Side of the square windows in tokens, 1 to 1024; null: the whole map."""
     head_dim: Annotated[tuple[int, ...], BeforeValidator(choices(whole(1, 1024))), AS_WRITTEN] = (16,)
     """Channels of one attention head; heads = channels of the stage / head_dim, which must be whole."""
     conv_kernel: Annotated[tuple[int, ...], BeforeValidator(choices(whole(1, 15))), AS_WRITTEN] = (3,)
-    """Width of the depthwise convolution in Mamba blocks, 1 to 15."""
+    """Width of the depthwise convolution in blocks that scan, 1 to 15."""
     expand: Annotated[tuple[int, ...], BeforeValidator(choices(whole(1, 4))), AS_WRITTEN] = (1,)
-    """Channels that gated Mamba blocks scan (G only), as a multiple of the channels of the stage, 1 to 4."""
+    """Channels that gated Mamba blocks scan, as a multiple of the channels of the stage, 1 to 4."""
     mlp_ratio: Annotated[tuple[float, ...], BeforeValidator(choices(number(0, 16, above=True))), AS_WRITTEN] = (4.0,)
     """Hidden width of the MLP over the channels of the stage, above 0, at most 16."""
     layer_scale: Annotated[float | None, BeforeValidator(or_null(number(0, 10, above=True)))] = None
@@ -133,7 +135,7 @@ class StageConfig(Section):
         for key in _NEEDS:
             if key in self.model_fields_set and not self.has(key):
                 allowed = (
-                    f"only a stage with {' or '.join(_NEEDS[key])} has it, and the blocks of this one are "
+                    f"only a stage with {either(_NEEDS[key])} has it, and the blocks of this one are "
                     f"{self.blocks}; remove it"
                 )
                 raise wrong(getattr(self, key), allowed, key)
@@ -149,14 +151,24 @@ class StageConfig(Section):
         return self
 
     @property
-    def mamba(self) -> str:
-        """The Mamba letter of the stage, M or G; empty where it has none."""
-        return next((letter for letter in self.blocks if LETTERS[letter].scans), "")
+    def base(self) -> str:
+        """The letter of the blocks among which others are placed, such as M; empty where the stage has none."""
+        return base_of(self.blocks)
+
+    @property
+    def placed(self) -> str:
+        """The letter whose number and places are searched in a mixed stage, such as A; empty where it has none."""
+        return placed_of(self.blocks)
 
     @property
     def mixed(self) -> bool:
-        """True where each block is Mamba or attention, so that order and ratio are searched."""
+        """True where each block is one of two letters, so that order and ratio are searched."""
         return self.blocks in MIXED
+
+    @property
+    def hybrid(self) -> bool:
+        """True where the blocks mix tokens; False for a convolutional stage."""
+        return all(LETTERS[letter].mixes_tokens for letter in self.blocks)
 
     def has(self, key: str) -> bool:
         """Whether a key has an effect in a stage of these letters."""
@@ -204,8 +216,9 @@ class LayoutConfig(Section):
             if len(self.stages) != 1:
                 allowed = f"conv, or one stage instead of {len(self.stages)}: the patch stem takes exactly one"
                 raise wrong(self.stem, allowed, "stem")
-            if self.stages[0].blocks == "C":
-                raise wrong("C", "M, G, A, MA or GA, because a stage on the patch stem is free of C", "stages.0.blocks")
+            if not self.stages[0].hybrid:
+                conv, hybrid = self.stages[0].blocks, either([*with_key("window"), *MIXED])
+                raise wrong(conv, f"{hybrid}, because a stage on the patch stem is free of {conv}", "stages.0.blocks")
             for width in self.width:
                 if width % 4:
                     raise wrong(width, "a multiple of 4, for the positions of the patch stem", "width")

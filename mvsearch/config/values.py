@@ -150,16 +150,6 @@ def path_text(value: object) -> str:
     return str(value)
 
 
-def letters_to_choose(value: object) -> str:
-    if value not in ("C", "M", "G", "A", "MA", "AM", "GA", "AG"):
-        raise wrong(
-            value,
-            "the letters to choose from: C (conv), M (all Mamba), G (all gated Mamba), A (all attention), or MA or GA "
-            "(both, searched)",
-        )
-    return str(value)[::-1] if value in ("AM", "AG") else str(value)
-
-
 def list_of_stages(value: object) -> object:
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 4:
         raise wrong(value, "a list of one to four stages")
@@ -178,6 +168,11 @@ def stem_stride_of(value: object) -> int:
     if type(value) is not int or value not in (4, 2, 1):
         raise wrong(value, "one of 4, 2, 1")
     return value
+
+
+def either(words: Sequence[str]) -> str:
+    """``"a"``, ``"a or b"``, ``"a, b or c"``."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def slashed(values: Iterable[int]) -> str:

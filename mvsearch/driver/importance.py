@@ -1,7 +1,7 @@
 """Importance of the factors of a layout, by Optuna's PED-ANOVA, computed from records alone.
 
 The parameters a sampler sees (flip slots, rules) are not what people ask about, so a study in memory is made of what
-they do ask about: width, and of each stage its attention share, placement, state and depth.
+they do ask about: width, and of each stage its attention share (parallel share, …), placement, state and depth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from mvsearch.analysis.facts import StageFacts, comparable
+from mvsearch.analysis.facts import StageFacts, comparable, placed_letter
 from mvsearch.study.data import StudyData
 from mvsearch.study.front import point_of
 
@@ -33,10 +33,12 @@ def importances(study: StudyData) -> dict[str, dict[str, float]] | None:
         `MIN_LAYOUTS_RANKED` layouts can be compared, or nothing varies.
     """
     trials = []
-    pairs = [(r, facts, point) for r, facts in comparable(study) if (point := point_of(r, study.measure))]
+    layouts = comparable(study)
+    pairs = [(r, facts, point) for r, facts in layouts if (point := point_of(r, study.measure))]
     if len(pairs) < MIN_LAYOUTS_RANKED:
         return None
-    rows = [_factors(facts) for _, facts, _ in pairs]
+    words = {fact.number: placed_letter(layouts, fact.number).word for fact in pairs[0][1]}
+    rows = [_factors(facts, words) for _, facts, _ in pairs]
     distributions = _distributions(rows)
     if not distributions:
         return None
@@ -69,7 +71,8 @@ def importances(study: StudyData) -> dict[str, dict[str, float]] | None:
     return found
 
 
-def _factors(facts: Sequence[StageFacts]) -> dict[str, float | str]:
+def _factors(facts: Sequence[StageFacts], words: Mapping[int, str]) -> dict[str, float | str]:
+    """The factors of one layout by name; `words` are those of the letters whose share is told, by stage."""
     row: dict[str, float | str] = {"width": float(facts[0].dim)}
     for fact in facts:
         name = f"stage {fact.number}"
@@ -77,7 +80,7 @@ def _factors(facts: Sequence[StageFacts]) -> dict[str, float | str]:
         if fact.number > 1:
             row[f"{name} width over stage 1"] = fact.dim / facts[0].dim
         if fact.hybrid:
-            row[f"{name} attention share"] = fact.share
+            row[f"{name} {words[fact.number]} share"] = fact.share
             row[f"{name} placement"] = fact.placement
             if fact.state is not None:
                 row[f"{name} state"] = float(fact.state)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mambavision.layout import LETTERS, HybridLayout, StageLayout
+from mvsearch.config.letters import PLACED, keys_of
 from mvsearch.space.space import SearchSpace
 
 BLOCK, RATIO, CENTRE, ALTERNATION, SIZE, SETTING = 0.35, 2.5, 4.0, 1.0, 2.5, 1.0
@@ -30,6 +31,7 @@ class Features:
         searched = space.searched()
         self._width = "width" in searched
         self._stages = []
+        self._letters = [config.blocks for config in space.config.layout.stages]
         for number, config in enumerate(space.config.layout.stages, start=1):
             keys = [key for key in ("depth", "dim", *_SETTINGS) if f"stage{number}.{key}" in searched]
             self._stages.append((config.depth[-1], config.mixed, keys))
@@ -76,7 +78,8 @@ class Features:
         values = self._space.searched()[f"stage{i + 1}.{key}"]
         logs = [_log(value) for value in values]
         value = stage.dim // stage.heads if key == "head_dim" else getattr(stage, key)
-        share = {"head_dim": ratio, "state": 1 - ratio, "conv_kernel": 1 - ratio, "expand": 1 - ratio}.get(key, 1.0)
+        bears_on = {letter in PLACED for letter in self._letters[i] if key in keys_of(letter)}
+        share = ratio * (True in bears_on) + (1 - ratio) * (False in bears_on)
         return (_log(value) - (min(logs) + max(logs)) / 2) * share
 
 

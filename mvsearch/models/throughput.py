@@ -17,9 +17,9 @@ _NOISE = 0.01  # octaves, 0.7 %; no timing is more exact, whatever a regression 
 def made_of(layout: HybridLayout) -> list[float]:
     """What log throughput is taken to be linear in.
 
-    log2 of the width first; then of each stage the number of blocks that scan and of those that do not, log2 of its
-    width in widths, its MLP ratio and window, and what bears on some blocks only, times their number: of those that
-    scan, the state (as it is and its log2), the channels scanned and the convolution; of attention, its heads.
+    log2 of the width first; then of each stage the number of blocks that only scan and of the others, log2 of its width
+    in widths, its MLP ratio and window, and what bears on some blocks only, times their number: of those that scan, the
+    state (as it is and its log2), the convolution and the channels scanned; of those with attention, its heads.
     """
     width = layout.stages[0].dim
     row = [math.log2(width)]
@@ -29,19 +29,21 @@ def made_of(layout: HybridLayout) -> list[float]:
 
 
 def _stage(stage: StageLayout, width: int) -> list[float]:
-    scans = sum(LETTERS[letter].scans for letter in stage.blocks)
-    attends = sum(LETTERS[letter].attends for letter in stage.blocks)
+    kinds = [LETTERS[letter] for letter in stage.blocks]
+    scans, attends = sum(kind.scans for kind in kinds), sum(kind.attends for kind in kinds)
+    only_scan = sum(kind.scans and not kind.attends for kind in kinds)
+    expanded = sum(stage.expand if "expand" in kind.fields else 1 for kind in kinds if kind.scans)
     window = 7.0 if stage.window is None else math.log2(stage.window)
     return [
-        scans,
-        len(stage.blocks) - scans,
+        only_scan,
+        len(kinds) - only_scan,
         math.log2(stage.dim / width),
         stage.mlp_ratio,
         window,
         scans * stage.state,
         scans * math.log2(stage.state),
         scans * stage.conv_kernel,
-        scans * stage.expand,
+        expanded,
         attends * math.log2(stage.dim / stage.heads),
     ]
 

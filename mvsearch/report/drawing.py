@@ -16,12 +16,12 @@ from mvsearch.analysis.findings import Findings
 from mvsearch.analysis.insight import MODEL, REFERENCE, Effect, FactorComparison, by_factor
 from mvsearch.analysis.noise import DOMINATED, quality_se
 from mvsearch.report.insight_words import (
-    FACTOR_NAMES,
     MATCH_NAMES,
     NOT_ENOUGH,
     OUTCOME_NAMES,
     displayed,
     effect_words,
+    factor_words,
     source_words,
 )
 from mvsearch.report.strip import hover_strip
@@ -408,8 +408,8 @@ _Box = tuple[float, float, float, float]
 
 def _ratio_heading(comparison: FactorComparison, between: str = " ") -> str:
     where = f"Stage {comparison.stage}: " if comparison.stage else ""
-    what = f"{where}{OUTCOME_NAMES[comparison.outcome]} by {FACTOR_NAMES[comparison.factor]}"
-    return f"{what},{between}{MATCH_NAMES[comparison.matched]}"
+    by = factor_words(comparison.factor, comparison.placed)
+    return f"{where}{OUTCOME_NAMES[comparison.outcome]} by {by},{between}{MATCH_NAMES[comparison.matched]}"
 
 
 def _add_comparison(figure: Figure, comparison: FactorComparison, row: int, column: int) -> None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+from mambavision.layout import Letter
 from mvsearch.analysis.insight import MODEL, PAIRS, REFERENCE, Effect, FactorComparison, Insight
 from mvsearch.analysis.model import MIN_MODEL, MIN_SKILL
 from mvsearch.analysis.pairs import MIN_TRIALS
@@ -16,15 +17,17 @@ from mvsearch.study.measure import Measure
 
 NOT_ENOUGH = "not enough trials to say"
 OUTCOME_NAMES: dict[str, str] = {**{measure: measure.label for measure in Measure}, "throughput": "throughput"}
-FACTOR_NAMES = {
-    "share": "attention share",
-    "placement": "placement of attention",
-    "state": "state size",
-    "width": "width of stage 1",
-}
-
-
 MATCH_NAMES = {"params": "at equal parameters", "throughput": "at equal throughput", "rest": "all else equal"}
+
+
+def factor_words(factor: str, placed: Letter) -> str:
+    """What a factor is called, e.g. ``"placement of attention"``, after the letter whose share and place are told."""
+    return {
+        "share": f"{placed.word} share",
+        "placement": f"placement of {placed.noun or placed.word}",
+        "state": "state size",
+        "width": "width of stage 1",
+    }[factor]
 
 
 def displayed(value: float, outcome: str) -> float:
@@ -101,7 +104,8 @@ def headlines(insight: Insight) -> list[str]:
     """What a study says about placement and ratio in quality, at equal parameters, a sentence a stage and factor."""
     said = []
     for stage in insight.stages:
-        for factor, question in (("placement", "where attention stands"), ("share", "how much attention")):
+        what = insight.placed(stage).noun or insight.placed(stage).word
+        for factor, question in (("placement", f"where {what} stands"), ("share", f"how much {what}")):
             one = insight.compare(stage, factor, insight.study.measure, "params")
             if len(one.effects) < 2:
                 continue
@@ -176,7 +180,8 @@ def unsupported(insight: Insight) -> list[str]:
             kinds = insight.kinds(stage, factor)
             if len(kinds) < 2:
                 only = f" ({kinds.pop()})" if kinds else ""
-                said.append(f"Stage {stage}: its {FACTOR_NAMES[factor]} was the same in every layout{only}.")
+                name = factor_words(factor, insight.placed(stage))
+                said.append(f"Stage {stage}: its {name} was the same in every layout{only}.")
     if len({facts[0].dim for _, facts in insight.layouts}) > 1:
         said.append(
             "Width cannot be compared at equal parameters or throughput: it decides both. It is compared between "

@@ -12,12 +12,12 @@ from mvsearch.analysis.pairs import MIN_TRIALS
 from mvsearch.analysis.rows import pattern_rows
 from mvsearch.report import drawing
 from mvsearch.report.insight_words import (
-    FACTOR_NAMES,
     MATCH_NAMES,
     NOT_ENOUGH,
     OUTCOME_NAMES,
     comparison_words,
     effect_words,
+    factor_words,
     headlines,
     source_words,
     unsupported,
@@ -44,7 +44,7 @@ def insight_section(findings: Findings) -> str:
         f"{MIN_TRIALS} layouts that can be compared say “{NOT_ENOUGH}”.</p>",
     ]
     for (stage, by), own in by_factor(insight.comparisons).items():
-        name = FACTOR_NAMES[by]
+        name = factor_words(by, own[0].placed)
         title = f"Stage {stage}: {name}" if stage else f"{name[0].upper()}{name[1:]}"
         parts.append(f"<h3>{title}, against {html.escape(own[0].reference)}</h3><ul>")
         parts += [f"<li>{capital(html.escape(comparison_words(one)))}</li>" for one in own]
@@ -66,7 +66,7 @@ def insight_section(findings: Findings) -> str:
 
 def _ratio_plot(comparison: FactorComparison) -> str:
     heading = f"{capital(OUTCOME_NAMES[comparison.outcome])} {MATCH_NAMES[comparison.matched]}"
-    label = f"{heading}, by {FACTOR_NAMES[comparison.factor]}" + (
+    label = f"{heading}, by {factor_words(comparison.factor, comparison.placed)}" + (
         f" of stage {comparison.stage}" if comparison.stage else ""
     )
     return (
@@ -81,7 +81,7 @@ def _numbers(comparisons: Sequence[FactorComparison]) -> str:
         for effect in one.effects:
             where = f"{one.stage}" if one.stage else DASH
             rows.append(
-                f'<tr><td class="n">{where}</td><td>{FACTOR_NAMES[one.factor]}</td>'
+                f'<tr><td class="n">{where}</td><td>{factor_words(one.factor, one.placed)}</td>'
                 f'<td class="w">{html.escape(effect.label)}</td><td class="n">{effect.trials}</td>'
                 f"<td>{OUTCOME_NAMES[one.outcome]} {MATCH_NAMES[one.matched]}</td>"
                 f'<td class="n">{html.escape(effect_words(effect, one.outcome))}</td>'

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 
-from mambavision.layout import HybridLayout
+from mambavision.layout import LETTERS, HybridLayout
 from mvsearch.space.layouts import LayoutSpace
 from mvsearch.space.stage import SpaceError, channels
 
@@ -18,7 +18,7 @@ def check_space(space: LayoutSpace) -> None:
     """Refuse a space that cannot be searched, or where the search would mean nothing.
 
     Raises:
-        SpaceError: for channels that the heads or the halves of M do not divide; for a stage whose order, ratio,
+        SpaceError: for channels that the heads or the halves (of M) do not divide; for a stage whose order, ratio,
             state, window, … is searched at fewer than 16 tokens a window, at the proxy's image size or deployed;
             for a budget that no layout satisfies.
     """
@@ -31,13 +31,16 @@ def _check_channels(space: LayoutSpace) -> None:
     for stage in space.stages:
         dims = stage.numbers["dim"].values
         heads = stage.numbers["head_dim"].values if "head_dim" in stage.numbers else (1,)
+        halving = next((letter for letter in stage.config.blocks if LETTERS[letter].halves), None)
         for width, multiple, head_dim in itertools.product(space.width.values, dims, heads):
             dim = channels(width, multiple)
             start = f"stage {stage.number}: {dim:g} channels (width {width} × dim {multiple:g})"
             if dim != int(dim) or dim > 8192:
                 raise SpaceError(f"{start} are not allowed; channels are whole, at most 8192")
-            if "M" in stage.config.blocks and dim % 2:
-                raise SpaceError(f"{start} are odd; M splits them in two halves, so choose widths that make them even")
+            if halving and dim % 2:
+                raise SpaceError(
+                    f"{start} are odd; {halving} splits them in two halves, so choose widths that make them even"
+                )
             if dim % head_dim:
                 raise SpaceError(
                     f"{start} cannot be split into heads of head_dim {head_dim}; head_dim "

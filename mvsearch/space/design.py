@@ -7,11 +7,13 @@ The design `placement` trains each once for every seed, with everything else hel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from mambavision.layout import HybridLayout, StageLayout
+from mvsearch.config.layout_section import StageConfig
+from mvsearch.config.letters import MIXED
 from mvsearch.config.sections import StudyConfig
-from mvsearch.config.values import ConfigError
+from mvsearch.config.values import ConfigError, either
 from mvsearch.space.published import PUBLISHED_PATTERNS, published_blocks
 from mvsearch.space.space import SearchSpace
 from mvsearch.space.stage import place
@@ -27,9 +29,9 @@ def design_layouts(space: SearchSpace) -> list[HybridLayout]:
     """The layouts of a study's `search.design`, the hand-made ones first; empty without a design.
 
     Of `placement`: for each stage whose order is searched, in turn, none, a quarter, half, three quarters and all of
-    its blocks as attention, each placed last, first, in the middle and alternating, while the others stay as in the
-    reference layout; and the published patterns in all stages at once. Depth, width, states and the rest are those of
-    the reference. What the space or its budgets do not hold is left out.
+    its blocks as attention (or the letter in its part), each placed last, first, in the middle and alternating, while
+    the others stay as in the reference layout; and the published patterns in all stages at once. Depth, width, states
+    and the rest are those of the reference. What the space or its budgets do not hold is left out.
 
     Raises:
         ConfigError: for a space in which no order is searched, or of which nothing but the reference is left.
@@ -37,14 +39,14 @@ def design_layouts(space: SearchSpace) -> list[HybridLayout]:
     if space.config.search.design is None:
         return []
     reference = space.reference()
-    mixed = [number for number, stage in enumerate(space.config.layout.stages) if stage.mixed]
+    mixed = {number: stage for number, stage in enumerate(space.config.layout.stages) if stage.mixed}
     if not mixed:
         raise ConfigError(
-            "search.design: 'placement' is not allowed; it needs a stage whose blocks are MA or GA, and this space "
-            "has none"
+            f"search.design: 'placement' is not allowed; it needs a stage whose blocks are {either(MIXED)}, and this "
+            "space has none"
         )
     found: dict[str, HybridLayout] = {layout.key: layout for layout in space.baselines().values()}
-    for blocks in _candidates(reference, mixed, [space.config.layout.stages[number].mamba for number in mixed]):
+    for blocks in _candidates(reference, mixed):
         layout = _with_blocks(space, reference, blocks)
         if layout is not None and not space.excess(layout):
             found.setdefault(layout.key, layout)
@@ -87,23 +89,25 @@ def with_design(config: StudyConfig, design: str, *, name: str | None, classes: 
     return StudyConfig.model_validate(designed.resolved(), context={"folder": designed.name})
 
 
-def stage_patterns(depth: int, mamba: str) -> list[str]:
+def stage_patterns(depth: int, base: str, placed: str) -> list[str]:
     """Every ratio in quarters, each placed by every rule, each pattern once."""
     counts = sorted({0, round(depth / 4), depth // 2, depth - round(depth / 4), depth})
-    return list(dict.fromkeys(place(rule, depth, count, mamba) for count in counts for rule in RULES))
+    return list(dict.fromkeys(place(rule, depth, count, base, placed) for count in counts for rule in RULES))
 
 
-def _candidates(reference: HybridLayout, mixed: Sequence[int], mamba: Sequence[str]) -> list[dict[int, str]]:
+def _candidates(reference: HybridLayout, mixed: Mapping[int, StageConfig]) -> list[dict[int, str]]:
     """Blocks by stage (counted from 0): the published patterns in all stages, then one stage at a time."""
     found = []
     for name in PUBLISHED_PATTERNS:
         blocks = {
-            at: published_blocks(name, len(reference.stages[at].blocks), m) for at, m in zip(mixed, mamba, strict=True)
+            at: published_blocks(name, len(reference.stages[at].blocks), stage.base, stage.placed)
+            for at, stage in mixed.items()
         }
         if all(blocks.values()):
             found.append({at: pattern for at, pattern in blocks.items() if pattern})
-    for at, letter in zip(mixed, mamba, strict=True):
-        found += [{at: pattern} for pattern in stage_patterns(len(reference.stages[at].blocks), letter)]
+    for at, stage in mixed.items():
+        depth = len(reference.stages[at].blocks)
+        found += [{at: pattern} for pattern in stage_patterns(depth, stage.base, stage.placed)]
     return found
 
 

@@ -6,15 +6,18 @@ import math
 import random
 from collections.abc import Callable, Mapping
 
-from mambavision.layout import HybridLayout
+from mambavision.layout import LETTERS, HybridLayout
+from mvsearch.config.letters import BASES, MIXED, PLACED
+from mvsearch.config.values import either
 from mvsearch.space.layouts import LayoutSpace
-from mvsearch.space.stage import USUAL_ORDER, SpaceError, place
+from mvsearch.space.stage import SpaceError, place, usual_order
 
 
 def baselines(space: LayoutSpace) -> dict[str, HybridLayout]:
     """The hand-made layouts, by name: all Mamba, all attention, last half, first half, alternating.
 
-    "Half" is that of the order a Mamba letter is known by: of an odd depth, M is the larger part, G the smaller.
+    "All attention" goes by the words of the letters that stand in its part. "Half" is that of the order a Mamba letter
+    is known by: of an odd depth, M is the larger part, G the smaller.
     All of middle depth, state, … and of one width: the middle one, or where a budget forbids it the nearest
     (narrower ones first) at which the most of them are within budget; the shortest depth if that is not enough.
     What the space does not hold is left out, and so are repetitions. A space that holds none of them has one
@@ -40,31 +43,36 @@ def _within_budget(space: LayoutSpace) -> dict[str, HybridLayout]:
     return best
 
 
+_ALL_BASE, _ALL_PLACED = "all base", "all placed"
+
+
 def _hand_made(space: LayoutSpace, width: int, shortest: bool) -> dict[str, HybridLayout]:
-    orders: dict[str, Callable[[int, str], str]] = {
-        "all Mamba": lambda depth, mamba: mamba * depth,
-        "all attention": lambda depth, _: "A" * depth,
-        "last half": lambda depth, mamba: USUAL_ORDER[mamba](depth),
-        "first half": lambda depth, mamba: USUAL_ORDER[mamba](depth)[::-1],
-        "alternating": lambda depth, mamba: place("alternate", depth, depth // 2, mamba),
+    # Of a depth and the two letters; the first two are called by the words of the letters they are made of.
+    orders: dict[str, Callable[[int, str, str], str]] = {
+        _ALL_BASE: lambda depth, base, _: base * depth,
+        _ALL_PLACED: lambda depth, _, placed: placed * depth,
+        "last half": usual_order,
+        "first half": lambda depth, base, placed: usual_order(depth, base, placed)[::-1],
+        "alternating": lambda depth, base, placed: place("alternate", depth, depth // 2, base, placed),
     }
     found: dict[str, HybridLayout] = {}
     for name, order in orders.items():
         stages = []
         for stage in space.stages:
             depth = stage.depth.values[0] if shortest else stage.depth.middle
-            blocks = order(depth, stage.mamba) if stage.mixed else stage.config.blocks * depth
+            blocks = order(depth, stage.base, stage.placed) if stage.mixed else stage.config.blocks * depth
             if stage.contains(blocks):
                 numbers = {key: choice.middle for key, choice in stage.numbers.items()}
                 stages.append(stage.build(width, blocks, numbers))
-        hybrid = [part for part in stages if part.hybrid]
-        scans, attends = any(part.scans for part in hybrid), any(part.attends for part in hybrid)
+        letters = dict.fromkeys(letter for part in stages if part.hybrid for letter in part.blocks)
+        has_base, has_placed = any(b in BASES for b in letters), any(p in PLACED for p in letters)
         # In a stage that is not free to choose, "all Mamba" would be a wrong name for attention, and so on.
-        named = (scans, attends) == {"all Mamba": (True, False), "all attention": (False, True)}.get(name, (True, True))
+        named = (has_base, has_placed) == {_ALL_BASE: (True, False), _ALL_PLACED: (False, True)}.get(name, (True, True))
         if len(stages) == len(space.stages) and named:
             layout = space.layout_of(stages)
             if layout.key not in {other.key for other in found.values()}:
-                found[name] = layout
+                words = dict.fromkeys(LETTERS[letter].word for letter in letters)
+                found[f"all {' and '.join(words)}" if name in (_ALL_BASE, _ALL_PLACED) else name] = layout
     if not found:
         stages = []
         for stage in space.stages:
@@ -82,8 +90,8 @@ def _hand_made(space: LayoutSpace, width: int, shortest: bool) -> dict[str, Hybr
 def nearest_layout(space: LayoutSpace, model: HybridLayout) -> HybridLayout | None:
     """The layout of the space that is most like a model outside it, within the budgets; None if they forbid all.
 
-    Stages correspond from the last one backwards; a stage that mixes Mamba and attention whose counterpart does
-    neither takes the model's next stage that does. Depth, state, … are the nearest of the space as ratios (a window
+    Stages correspond from the last one backwards; a stage that mixes tokens whose counterpart does not takes the
+    model's next stage that does. Depth, state, … are the nearest of the space as ratios (a window
     that the space lacks becomes the whole map where it has that). The order stays "last half" (M) or "first half
     gated" (G) where it is that, else the blocks at the same relative depth are taken; where the space lacks the
     order, the nearest that a placement rule makes. The width is the nearest at which the layout is within the
@@ -95,7 +103,7 @@ def nearest_layout(space: LayoutSpace, model: HybridLayout) -> HybridLayout | No
         stages = []
         for number, stage in enumerate(space.stages):
             i = max(0, number + len(parts) - len(space.stages))
-            if stage.config.blocks != "C":
+            if stage.config.hybrid:
                 i = next((j for j in range(i, len(parts)) if parts[j].hybrid), i)
             stages.append(stage.scaled(own, parts[i], width))
         layout = space.layout_of(stages)
@@ -115,9 +123,11 @@ def placed(space: LayoutSpace, weights: Mapping[str, float], rng: random.Random)
         SpaceError: if a stage has none of the rules, or no stage an order to draw.
     """
     if not any(stage.mixed for stage in space.stages):
-        raise SpaceError("placement: no stage of this space has both Mamba and attention, so there is none to draw")
+        raise SpaceError(
+            f"placement: no stage of this space has {either(MIXED)} for its blocks, so there is none to draw"
+        )
     width = rng.choice(space.width.values)
-    return space.layout_of([stage.placed(width, weights, rng) for stage in space.stages])
+    return space.layout_of([stage.draw_placed(width, weights, rng) for stage in space.stages])
 
 
 def reference(space: LayoutSpace) -> HybridLayout:

@@ -16,16 +16,9 @@ from typing import Any
 
 from mambavision.cost import Cost, cost
 from mambavision.layout import HybridLayout, StageLayout
+from mvsearch.config.letters import keys_of
 from mvsearch.config.sections import StudyConfig
-from mvsearch.space.stage import (
-    OF_ATTENTION,
-    OF_MAMBA,
-    Choice,
-    Numbers,
-    SpaceError,
-    StageSpace,
-    param,
-)
+from mvsearch.space.stage import Choice, Numbers, SpaceError, StageSpace, param
 
 _ENUMERABLE = 20_000
 EXACT_SHARE = 5_000
@@ -203,10 +196,10 @@ class LayoutSpace:
         elif kind == "flip":
             blocks = stage.flip(blocks, {rng.randrange(len(blocks))})
         elif kind == "swap":
-            mamba, attention = ([j for j, c in enumerate(blocks) if c == letter] for letter in stage.config.blocks)
-            if not mamba or not attention:
+            base, placed = ([j for j, c in enumerate(blocks) if c == letter] for letter in stage.config.blocks)
+            if not base or not placed:
                 return None
-            blocks = stage.flip(blocks, {rng.choice(mamba), rng.choice(attention)})
+            blocks = stage.flip(blocks, {rng.choice(base), rng.choice(placed)})
         elif kind == "rule":  # the one move between counts that are not neighbours
             count = rng.choice(stage.config.attention.allowed(len(blocks)))
             blocks = stage.place(rng.choice(stage.placement.values), len(blocks), count)
@@ -220,10 +213,10 @@ class LayoutSpace:
             blocks = "".join(letters)
         else:
             numbers = numbers | {kind: rng.choice(stage.numbers[kind].values)}
-        # The numbers of a letter that was not there had no value yet.
-        for letter in set(blocks) - set(genes[i][0]):
-            keys = OF_ATTENTION if letter == "A" else OF_MAMBA
-            numbers |= {key: rng.choice(stage.numbers[key].values) for key in keys if key in stage.numbers}
+        # What bears on a letter that was not there, and on none that was, had no value yet.
+        before, after = ({key for letter in letters for key in keys_of(letter)} for letters in (genes[i][0], blocks))
+        drawn = [key for key in stage.numbers if key in after - before]
+        numbers |= {key: rng.choice(stage.numbers[key].values) for key in drawn}
         if not stage.contains(blocks):
             return None
         changed = [*genes[:i], (blocks, numbers), *genes[i + 1 :]]

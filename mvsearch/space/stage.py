@@ -10,20 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mambavision.layout import LayoutError, StageLayout, first_part, last_half
+from mambavision.layout import LETTERS, LayoutError, StageLayout
 from mvsearch.config.layout_section import StageConfig
+from mvsearch.config.letters import base_of, keys_of, placed_of
 
 # What of a stage besides its depth and its widths; searched, it needs tokens to mean anything.
 _MIXING = ("window", "state", "conv_kernel", "head_dim")
 
 
-# What only Mamba blocks and only attention blocks have.
-OF_MAMBA = ("state", "conv_kernel", "expand")
-OF_ATTENTION = ("head_dim",)
-
-
-# The order that each Mamba letter is known by, half of the blocks and then attention; they differ at odd depths.
-USUAL_ORDER = {"M": last_half, "G": lambda depth: first_part(depth, 0.5)}
+# The numbers of a stage, in the order of their parameters.
+_NUMBERS = ("dim", "window", "state", "conv_kernel", "expand", "head_dim", "mlp_ratio")
 
 
 Numbers = dict[str, Any]
@@ -34,15 +30,22 @@ class SpaceError(ValueError):
     """A layout or parameters outside the space, or a space that cannot be searched; the message says what."""
 
 
-def place(rule: str, depth: int, attention: int, mamba: str = "M") -> str:
-    """The pattern with `attention` blocks of ``A`` among `depth`, the others `mamba`, placed by a rule.
+def usual_order(depth: int, base: str, placed: str) -> str:
+    """The order that a base letter is known by, half of the blocks and then the others: MMMAA, but GGAAA."""
+    own = depth - depth // 2 if LETTERS[base].larger_half else depth // 2
+    return base * own + placed * (depth - own)
+
+
+def place(rule: str, depth: int, attention: int, base: str, placed: str) -> str:
+    """The pattern with `attention` blocks of a letter with attention among `depth`, placed by a rule.
 
     Args:
         rule: ``last`` (MMMAAA), ``first`` (AAAMMM), ``even`` (spread evenly), ``middle`` (MAAM), or ``alternate``
             (MAMA from the end; past half, the blocks between them from the end).
         depth: number of blocks.
-        attention: number of attention blocks, 0 to `depth`.
-        mamba: the letter of the others.
+        attention: number of blocks with attention, 0 to `depth`.
+        base: the letter of the others.
+        placed: the letter with attention.
     """
     odd_then_even = [*range(1, depth, 2)][::-1] + [*range(0, depth, 2)][::-1]
     start = {"last": depth - attention, "first": 0, "middle": (depth - attention + 1) // 2}
@@ -52,7 +55,7 @@ def place(rule: str, depth: int, attention: int, mamba: str = "M") -> str:
         chosen = set(odd_then_even[:attention])
     else:
         chosen = set(range(start[rule], start[rule] + attention))
-    return "".join("A" if i in chosen else mamba for i in range(depth))
+    return "".join(placed if i in chosen else base for i in range(depth))
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,11 @@ class StageSpace:
         self.config = config
         self.name = f"stage{number}"
         self.mixed = config.mixed
-        self.mamba = config.mamba
+        self.base = config.base
+        self.placed = config.placed
         self.longest = config.depth[-1]
         self.depth = self._choice("depth", config.depth)
-        keys = ("dim", "window", *OF_MAMBA, *OF_ATTENTION, "mlp_ratio")
-        self.numbers = {key: self._choice(key, getattr(config, key)) for key in keys if config.has(key)}
+        self.numbers = {key: self._choice(key, getattr(config, key)) for key in _NUMBERS if config.has(key)}
         self.attention = self._choice("attention", config.attention.allowed(self.longest) if self.mixed else (0,))
         self.placement = self._choice("placement", config.placement)
         self.flips = 0
@@ -139,15 +142,16 @@ class StageSpace:
         slot = tuple(range(1 - self.longest, self.longest + 1))
         return found | dict.fromkeys(self.flip_names, slot)
 
-    # -- patterns: strings of letters; where they are enumerated, bits (1 is A, the last block is bit 0) ---------------
+    # -- patterns: strings of letters; where they are enumerated, bits (1 is the placed letter, the last block bit 0) --
 
     def place(self, rule: str, depth: int, attention: int) -> str:
         """The pattern of a rule, in the letters of this stage."""
-        return place(rule, depth, attention, self.mamba)
+        return place(rule, depth, attention, self.base, self.placed)
 
     def flip(self, pattern: str, blocks: set[int]) -> str:
         """The pattern with some blocks (counted from 0) turned around."""
-        return "".join((self.mamba if c == "A" else "A") if i in blocks else c for i, c in enumerate(pattern))
+        turned = {self.base: self.placed, self.placed: self.base}
+        return "".join(turned[c] if i in blocks else c for i, c in enumerate(pattern))
 
     def rules(self, depth: int) -> dict[str, tuple[int, str]]:
         """The patterns that a rule alone makes, with the number of attention blocks and the rule."""
@@ -163,7 +167,7 @@ class StageSpace:
         base = self.place(rule, depth, max(count for count in allowed if count <= max(attention, allowed[0])))
         for used in range(len(flips), -1, -1):
             pattern = self.flip(base, {flip - 1 for flip in flips[:used] if 1 <= flip <= depth})
-            if pattern.count("A") in allowed:
+            if pattern.count(self.placed) in allowed:
                 return pattern
         return base
 
@@ -178,7 +182,7 @@ class StageSpace:
 
     def _nearest(self, pattern: str) -> tuple[int, str]:
         """Attention count and rule that need the fewest flips. Raises SpaceError for a pattern outside the space."""
-        depth, count = len(pattern), pattern.count("A")
+        depth, count = len(pattern), pattern.count(self.placed)
         allowed = self.config.attention.allowed(depth)
         if count not in allowed:
             raise SpaceError(f"{self.name}.attention: {count} of {pattern} is not in the space; {_listed(allowed)}")
@@ -218,7 +222,8 @@ class StageSpace:
 
     def _reachable(self, depth: int) -> list[str]:
         allowed = set(self.config.attention.allowed(depth))
-        rules = [int(base.replace(self.mamba, "0").replace("A", "1"), 2) for base in self.rules(depth)]
+        bits = str.maketrans(self.base + self.placed, "01")
+        rules = [int(pattern.translate(bits), 2) for pattern in self.rules(depth)]
         ball = sum(math.comb(depth, flips) for flips in range(min(self.flips, depth) + 1))
         found: list[int] = []
         if len(rules) * ball < 2**depth:
@@ -227,12 +232,13 @@ class StageSpace:
                 for flips in range(min(self.flips, depth) + 1)
                 for blocks in itertools.combinations(range(depth), flips)
             ]
-            found = sorted({bits for rule in rules for mask in masks if (bits := rule ^ mask).bit_count() in allowed})
+            found = sorted({one for rule in rules for mask in masks if (one := rule ^ mask).bit_count() in allowed})
         else:
-            for bits in range(2**depth):
-                if bits.bit_count() in allowed and any((bits ^ rule).bit_count() <= self.flips for rule in rules):
-                    found.append(bits)
-        return [format(bits, f"0{depth}b").replace("0", self.mamba).replace("1", "A") for bits in found]
+            for one in range(2**depth):
+                if one.bit_count() in allowed and any((one ^ rule).bit_count() <= self.flips for rule in rules):
+                    found.append(one)
+        letters = str.maketrans("01", self.base + self.placed)
+        return [format(one, f"0{depth}b").translate(letters) for one in found]
 
     # -- from values to a StageLayout and back ------------------------------------------------------------------------
 
@@ -244,15 +250,14 @@ class StageSpace:
             raise SpaceError(f"{self.name}.dim: width {width} × {numbers['dim']:g} is {exact:g}; channels are whole")
         dim = int(exact)
         fields: Numbers = {"blocks": blocks, "dim": dim, "layer_scale": config.layer_scale}
-        if config.blocks != "C":
-            ratios = self.numbers["mlp_ratio"].values
+        used = {key for letter in blocks for key in keys_of(letter)}
+        for key, choice in self.numbers.items():
+            if key not in ("dim", "head_dim", "mlp_ratio"):
+                fields[key] = numbers[key] if key in used else choice.values[0]
+        if "mlp_ratio" in used:
             hidden = int(dim * numbers["mlp_ratio"])
-            fields |= {"window": numbers["window"], "mlp_ratio": next(r for r in ratios if int(dim * r) == hidden)}
-        if self.mamba:
-            keys = [key for key in OF_MAMBA if key in numbers]
-            scans = self.mamba in blocks
-            fields |= {key: numbers[key] if scans else self.numbers[key].values[0] for key in keys}
-        if "A" in blocks:
+            fields["mlp_ratio"] = next(r for r in self.numbers["mlp_ratio"].values if int(dim * r) == hidden)
+        if "head_dim" in used:
             head_dim = numbers["head_dim"]
             if dim % head_dim:
                 raise SpaceError(
@@ -278,15 +283,14 @@ class StageSpace:
             self._nearest(blocks)  # says why
         Choice(f"{self.name}.layer_scale", (self.config.layer_scale,)).check(stage.layer_scale)
         values: Numbers = {"dim": stage.dim / width}
-        if stage.hybrid:
-            values["window"] = stage.window
+        for name in {name for letter in blocks for name in LETTERS[letter].fields}:
+            values[name] = getattr(stage, name)
+        if "mlp_ratio" in values:
             ratios = self.numbers["mlp_ratio"].values
             same = (ratio for ratio in ratios if int(stage.dim * ratio) == stage.mlp_hidden)
             values["mlp_ratio"] = next(same, stage.mlp_ratio)
-        if stage.scans:
-            values |= {key: getattr(stage, key) for key in OF_MAMBA}
-        if stage.attends:
-            head_dim = stage.dim / stage.heads
+        if "heads" in values:
+            head_dim = stage.dim / values.pop("heads")
             values["head_dim"] = int(head_dim) if head_dim.is_integer() else head_dim
         # What has no effect in this stage is not looked at.
         given = {key: values.get(key, choice.values[0]) for key, choice in self.numbers.items()}
@@ -325,7 +329,7 @@ class StageSpace:
             for pattern in patterns
         ]
 
-    def placed(self, width: int, weights: Mapping[str, float], rng: random.Random) -> StageLayout:
+    def draw_placed(self, width: int, weights: Mapping[str, float], rng: random.Random) -> StageLayout:
         """A stage by a rule that is drawn with the weights; depth, attention count and numbers are drawn evenly."""
         depth = rng.choice(self.depth.values)
         blocks = self.config.blocks * depth
@@ -347,12 +351,12 @@ class StageSpace:
         depth = self.depth.nearest(len(model.blocks))
         blocks = self.config.blocks * depth
         if self.mixed:
-            letter = next((c for c in model.blocks if c in USUAL_ORDER), "M")
-            if model.blocks == USUAL_ORDER[letter](len(model.blocks)):
-                blocks = USUAL_ORDER[self.mamba](depth)
+            base = base_of(model.blocks)
+            if base and model.blocks == usual_order(len(model.blocks), base, placed_of(model.blocks)):
+                blocks = usual_order(depth, self.base, self.placed)
             else:
                 sources = (int((i + 0.5) * len(model.blocks) / depth) for i in range(depth))
-                blocks = "".join("A" if model.blocks[i] == "A" else self.mamba for i in sources)
+                blocks = "".join(self.placed if LETTERS[model.blocks[i]].attends else self.base for i in sources)
             if not self.contains(blocks):
                 blocks = min(self.rules(depth), key=lambda rule: sum(a != b for a, b in zip(rule, blocks, strict=True)))
         wanted: Numbers = {key: getattr(model, key) for key in self.numbers if key not in ("dim", "head_dim")}

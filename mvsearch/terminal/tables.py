@@ -336,7 +336,7 @@ def print_start(out: Console, space: SearchSpace, workers: str, *, new: bool, do
     tokens = ", ".join(
         f"stage {number}: {_span(low, high)}"
         for number, (low, high) in enumerate(description.proxy_tokens, start=1)
-        if config.layout.stages[number - 1].blocks != "C"
+        if config.layout.stages[number - 1].hybrid
     )
     out.print(f"Tokens a window: {tokens}.  Workers: {workers}.  Sampler: {config.search.sampler}.")
     baselines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
@@ -349,7 +349,7 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
     """What a study says about ratio, placement, state and width, and what it does not."""
     study = findings.study
     from mvsearch.analysis.insight import CALIPER, by_factor
-    from mvsearch.report.insight_words import FACTOR_NAMES, OUTCOME_NAMES, effect_short, headlines, unsupported
+    from mvsearch.report.insight_words import OUTCOME_NAMES, effect_short, factor_words, headlines, unsupported
 
     insight = findings.insight
     out.print(
@@ -369,7 +369,8 @@ def print_insight(out: Console, findings: Findings, following: str) -> None:
         ("throughput", "rest"): "speed, all else equal",
     }
     for (stage, by), own in by_factor(insight.comparisons).items():
-        title = f"Stage {stage}: {FACTOR_NAMES[by]}" if stage else FACTOR_NAMES[by].capitalize()
+        name = factor_words(by, own[0].placed)
+        title = f"Stage {stage}: {name}" if stage else name.capitalize()
         table = Table(
             title=f"\n{title}, against {own[0].reference}",
             title_justify="left",

@@ -13,7 +13,7 @@ from layouts import columnar, three_stages
 from torch import Tensor
 
 from mambavision import MambaVision
-from mambavision.layout import HybridLayout
+from mambavision.layout import LETTERS, HybridLayout
 from mambavision.library import PUBLISHED
 
 
@@ -41,7 +41,7 @@ def published(name: str) -> MambaVision:
 LAYOUTS: dict[str, tuple[HybridLayout, int]] = {
     "columnar": (columnar("GA", dim=8), 16),
     "all letters": (
-        three_stages(window=[1, 3, None], blocks=["C", "MG", "A"], expand=2, conv_kernel=4, layer_scale=0.5),
+        three_stages(window=[1, 3, None], blocks=["C", "MGP", "A"], expand=2, conv_kernel=4, layer_scale=0.5),
         16,
     ),
 }
@@ -52,7 +52,7 @@ def scans(graph: torch.fx.Graph) -> int:
 
 
 def expected_scans(model: MambaVision) -> int:
-    return sum(stage.blocks.count(letter) for stage in model.layout.stages for letter in "MG")
+    return sum(LETTERS[letter].scans for stage in model.layout.stages for letter in stage.blocks)
 
 
 def gradients(model: MambaVision, logits: Tensor) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from layouts import columnar, three_stages
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambavision.cost import SCAN_SLAB, cost
-from mambavision.layout import HybridLayout, StageLayout
+from mambavision.cost import MIXERS, SCAN_SLAB, cost
+from mambavision.layout import LETTERS, HybridLayout, StageLayout
 from mambavision.library import PUBLISHED, load_entry_config
 from mambavision.model import MambaVision
 from mambavision.scan import loop
@@ -81,6 +81,11 @@ CASES = {
     "G, expand 2": (three_stages("G", 32, expand=2, conv_kernel=5, mlp_ratio=1.0), 32, 64),
     "GMA": (three_stages("GMA", 32, mlp_ratio=1.0), 32, 64),
     "columnar, gated": (columnar("GGAA", 64).override(expand=2, conv_kernel=5, state=16), 32, 64),
+    "P": (three_stages("P", 32, mlp_ratio=1.0), 32, 64),
+    "P, qk_norm": (three_stages("P", 32, mlp_ratio=1.0, qk_norm=True, conv_kernel=5), 32, 64),
+    "P, large state": (three_stages("P", 32, mlp_ratio=0.5, state=64), 32, 64),
+    "P, padded windows": (three_stages("PM", 32, mlp_ratio=1.0, window=3), 32, 64),
+    "P, wide MLP, with G and A": (columnar("PPGA", 64), 32, 64),
     "MMAA": (three_stages("MMAA", 32), 32, 64),
     "wide": (three_stages("MA", 64), 32, 64),
     "large batch": (three_stages("MA", 24), 32, 256),
@@ -108,11 +113,17 @@ def test_cost_equals_the_built_model(case: str) -> None:
     assert found.memory == pytest.approx(measured_bytes(model, torch.randn(batch, 3, size, size)), rel=0.05)
 
 
+def test_every_letter_that_mixes_tokens_has_its_costs() -> None:
+    assert {letter: mixer.around_scan is not None for letter, mixer in MIXERS.items()} == {
+        letter: kind.scans for letter, kind in LETTERS.items() if kind.mixes_tokens
+    }
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> HybridLayout:
     stages = []
     for _ in range(draw(st.integers(1, 4))):
-        blocks = draw(st.one_of(st.text("C", min_size=1, max_size=3), st.text("MGA", min_size=1, max_size=4)))
+        blocks = draw(st.one_of(st.text("C", min_size=1, max_size=3), st.text("MGAP", min_size=1, max_size=4)))
         heads = draw(st.integers(1, 3))
         stages.append(
             StageLayout(

@@ -85,6 +85,10 @@ def test_key_changes_with_what_has_an_effect_and_with_nothing_else() -> None:
     assert mamba.override(heads=4, qk_norm=True).key == mamba.key
     assert hybrid.override(expand=2).key == hybrid.key
     assert three_stages("GA").override(expand=2).key != three_stages("GA").key != hybrid.key
+    parallel = three_stages("P")
+    for change in ({"state": 5}, {"conv_kernel": 5}, {"heads": 4}, {"qk_norm": True}, {"window": 2}):
+        assert parallel.override(**change).key != parallel.key, change
+    assert parallel.override(expand=2).key == parallel.key != three_stages("M").key
     assert conv.override(window=3, mlp_ratio=2.0, state=3, heads=2).key == conv.key
     assert hybrid.override(patch=3).key == hybrid.key
     assert columnar().override(in_dim=5, stem_stride=1).key == columnar().key
@@ -106,7 +110,9 @@ def test_keys_stay_the_same_over_versions() -> None:
         ({"dim": 8.0}, "dim: 8.0"),
         ({"dim": True}, "dim: True"),
         ({"dim": 9}, "dim: 9 is not allowed; an even width"),
+        ({"blocks": "GP", "dim": 9}, "dim: 9 is not allowed; an even width, because P splits it in two halves"),
         ({"heads": 3}, "heads: 3 is not allowed; a divisor of dim 8"),
+        ({"blocks": "MP", "heads": 3}, "heads: 3 is not allowed; a divisor of dim 8"),
         ({"window": 0}, "window: 0"),
         ({"state": 257}, "state: 257"),
         ({"expand": 5}, "expand: 5 is not allowed; a whole number from 1 to 4"),

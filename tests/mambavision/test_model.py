@@ -11,7 +11,7 @@ from layouts import columnar, three_stages
 from torch import Tensor
 
 from mambavision.layout import HybridLayout, StageLayout
-from mambavision.mixers import Attention, GatedMambaMixer, MambaVisionMixer
+from mambavision.mixers import Attention, GatedMambaMixer, MambaVisionMixer, ParallelMixer
 from mambavision.model import MambaVision, from_windows, to_windows
 
 # -- the equations again, one token, channel and state at a time, from the weights by name ---------------------------
@@ -49,12 +49,17 @@ def plain_scan(w: dict[str, Tensor], x: Tensor, rank: int, biases: int) -> Tenso
 
 def plain_mamba(w: dict[str, Tensor], h: Tensor) -> Tensor:
     """(tokens, C) to (tokens, C)."""
+    return plain_halves(w, h) @ w["out_proj.weight"].T
+
+
+def plain_halves(w: dict[str, Tensor], h: Tensor) -> Tensor:
+    """(tokens, C) to (tokens, C), without the last projection."""
     half = h.shape[1] // 2
     xz = h @ w["in_proj.weight"].T
     x = plain_convolve(xz[:, :half], w["conv1d_x.weight"])
     z = plain_convolve(xz[:, half:], w["conv1d_z.weight"])
     y = plain_scan(w, x, math.ceil(h.shape[1] / 16), biases=2)
-    return torch.cat([y, z], dim=1) @ w["out_proj.weight"].T
+    return torch.cat([y, z], dim=1)
 
 
 def plain_gated_mamba(w: dict[str, Tensor], h: Tensor) -> Tensor:
@@ -72,6 +77,11 @@ def plain_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def plain_attention(w: dict[str, Tensor], h: Tensor, heads: int) -> Tensor:
+    return plain_heads(w, h, heads) @ w["proj.weight"].T + w["proj.bias"]
+
+
+def plain_heads(w: dict[str, Tensor], h: Tensor, heads: int) -> Tensor:
+    """(tokens, C) to (tokens, C), without the last projection."""
     q, k, v = (h @ w["qkv.weight"].T + w["qkv.bias"]).split(h.shape[1], dim=1)
     out = []
     width = h.shape[1] // heads
@@ -82,7 +92,17 @@ def plain_attention(w: dict[str, Tensor], h: Tensor, heads: int) -> Tensor:
             qi = plain_norm(qi, w["q_norm.weight"], w["q_norm.bias"])
             ki = plain_norm(ki, w["k_norm.weight"], w["k_norm.bias"])
         out.append(torch.softmax(qi @ ki.T / math.sqrt(width), dim=1) @ v[:, part])
-    return torch.cat(out, dim=1) @ w["proj.weight"].T + w["proj.bias"]
+    return torch.cat(out, dim=1)
+
+
+def plain_parallel(w: dict[str, Tensor], h: Tensor, heads: int) -> Tensor:
+    """(tokens, C) to (tokens, C)."""
+    mamba = plain_halves({name.removeprefix("mamba."): value for name, value in w.items()}, h)
+    attention = plain_heads({name.removeprefix("attention."): value for name, value in w.items()}, h, heads)
+    mean = torch.zeros_like(h)
+    for branch, scale in ((mamba, w["mamba_norm.weight"]), (attention, w["attention_norm.weight"])):
+        mean += 0.5 * plain_norm(branch, scale, torch.zeros_like(scale))
+    return mean @ w["proj.weight"].T + w["proj.bias"]
 
 
 def plain_stage(weights: dict[str, Tensor], stage: StageLayout, image: Tensor) -> Tensor:
@@ -108,8 +128,8 @@ def plain_block(weights: dict[str, Tensor], prefix: str, letter: str, heads: int
     w = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     mixer = {name.removeprefix("mixer."): value for name, value in w.items() if name.startswith("mixer.")}
     h = plain_norm(x, w["norm1.weight"], w["norm1.bias"])
-    if letter == "A":
-        mixed = plain_attention(mixer, h, heads)
+    if letter in "AP":
+        mixed = {"A": plain_attention, "P": plain_parallel}[letter](mixer, h, heads)
     else:
         mixed = {"M": plain_mamba, "G": plain_gated_mamba}[letter](mixer, h)
     x = x + w.get("gamma_1", 1.0) * mixed
@@ -142,6 +162,9 @@ STAGES = {
     "qk_norm": {"qk_norm": True},
     "all letters": {"blocks": ["C", "GMA", "AG"], "expand": 2, "conv_kernel": 4},
     "gated, not expanded": {"blocks": ["C", "G", "G"]},
+    "parallel": {"blocks": ["C", "P", "P"], "conv_kernel": 5},
+    "parallel among others, padded windows": {"blocks": ["C", "MPGA", "P"], "window": 3, "layer_scale": 0.5},
+    "parallel, qk_norm": {"blocks": ["C", "PM", "P"], "qk_norm": True},
 }
 
 
@@ -240,7 +263,7 @@ LAYOUTS = {
         stages=(StageLayout(blocks="M", dim=4), StageLayout(blocks="C", dim=6), StageLayout(blocks="A", dim=5))
     ),
     "columnar": columnar(),
-    "all letters": three_stages().override(blocks=["C", "GAM", "MMG"], expand=2),
+    "all letters": three_stages().override(blocks=["C", "GAMP", "MPG"], expand=2),
 }
 
 
@@ -309,10 +332,23 @@ def test_gated_blocks_keep_mamba_s_dt_init() -> None:
     assert mixer.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-@pytest.mark.parametrize("letter", ["M", "G"])
-def test_no_weight_decay_names_the_scan(letter: str) -> None:
+@pytest.mark.parametrize(("letter", "mixer"), [("M", "mixer"), ("G", "mixer"), ("P", "mixer.mamba")])
+def test_no_weight_decay_names_the_scan(letter: str, mixer: str) -> None:
     names = MambaVision(three_stages(f"{letter}A")).no_weight_decay()
-    assert names == {f"levels.{i}.blocks.0.mixer.{name}" for i in (1, 2) for name in ("A_log", "D", "dt_proj.bias")}
+    assert names == {f"levels.{i}.blocks.0.{mixer}.{name}" for i in (1, 2) for name in ("A_log", "D", "dt_proj.bias")}
+
+
+def test_both_branches_of_parallel_blocks_count_alike_at_the_start() -> None:
+    model = MambaVision(three_stages("P", dim=16), dt_init="mamba")
+    mixer = model.levels[1].blocks[0].mixer
+    assert isinstance(mixer, ParallelMixer)
+    assert torch.equal(mixer.mamba_norm.weight, torch.ones(32))
+    assert torch.equal(mixer.attention_norm.weight, torch.ones(32))
+    steps = F.softplus(mixer.mamba.dt_proj.bias)  # as in blocks M
+    assert 1e-4 <= steps.min() < steps.max() <= 0.1001
+    x = torch.randn(2, 9, 32)
+    branches = mixer.mamba_norm(mixer.mamba(x)), mixer.attention_norm(mixer.attention(x))
+    assert branches[0].std().item() == pytest.approx(branches[1].std().item(), rel=0.15)
 
 
 def test_attention_dropout_only_while_training() -> None:
@@ -386,7 +422,7 @@ def test_no_images_give_no_logits() -> None:
     assert model(torch.randn(0, 3, 16, 16)).shape == (0, 3)
 
 
-@pytest.mark.parametrize("letters", ["MMGA", "AMGM"])
+@pytest.mark.parametrize("letters", ["MMGA", "AMGM", "PMPG"])
 def test_models_of_two_layouts_start_alike_where_they_are_alike(letters):
     def of(blocks, seed=3, **kwargs):
         stages = (StageLayout(blocks="C", dim=16), StageLayout(blocks=blocks, dim=32, heads=4, state=4))
@@ -407,7 +443,7 @@ def test_models_of_two_layouts_start_alike_where_they_are_alike(letters):
 
 @pytest.mark.parametrize("dt_init", ["official", "mamba"])
 def test_weights_drawn_anew_are_distributed_as_those_of_construction(dt_init):
-    stages = (StageLayout(blocks="C", dim=64), StageLayout(blocks="MGA", dim=128, heads=4, state=8))
+    stages = (StageLayout(blocks="C", dim=64), StageLayout(blocks="MGAP", dim=128, heads=4, state=8))
     layout = HybridLayout(stages=stages, in_dim=32, downsample=(2,))
     torch.manual_seed(0)
     model = MambaVision(layout, num_classes=100, dt_init=dt_init)

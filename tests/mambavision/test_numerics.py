@@ -54,8 +54,8 @@ def train(model: MambaVision, dtype: torch.dtype, steps: int, side: int) -> tupl
     return losses, taken
 
 
-def check_training(dtype: torch.dtype, steps: int, side: int) -> None:
-    model = hard_model()
+def check_training(dtype: torch.dtype, steps: int, side: int, blocks: str = "MA") -> None:
+    model = hard_model(blocks)
     losses, taken = train(model, dtype, steps, side)
     assert torch.tensor(losses).isfinite().all()
     for name, parameter in model.named_parameters():
@@ -64,9 +64,10 @@ def check_training(dtype: torch.dtype, steps: int, side: int) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("blocks", ["MA", "P"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_mixed_precision_training_on_hard_inputs(dtype: torch.dtype) -> None:
-    check_training(dtype, 60, 32)
+def test_mixed_precision_training_on_hard_inputs(dtype: torch.dtype, blocks: str) -> None:
+    check_training(dtype, 60, 32, blocks)
 
 
 @pytest.mark.slow

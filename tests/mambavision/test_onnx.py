@@ -18,7 +18,7 @@ from layouts import columnar, three_stages
 from torch import Tensor, nn
 
 from mambavision import ExportError, MambaVision, create_model, export_onnx, onnx_export
-from mambavision.layout import HybridLayout, StageLayout
+from mambavision.layout import LETTERS, HybridLayout, StageLayout
 from mambavision.scan import selective_scan
 
 TINY = columnar("G", dim=4)
@@ -82,6 +82,7 @@ LAYOUTS = {
         (16, 20),
     ),
     "columnar": (columnar("GA").override(qk_norm=True), (16, 24)),
+    "parallel": (one_stage("MP", window=3), (16, 16)),
 }
 MORE_LAYOUTS = {
     "exact windows": (one_stage("M", window=4), (16, 16)),
@@ -111,7 +112,7 @@ def check_layout(layout: HybridLayout, size: tuple[int, int], path: Path) -> Non
 
     blocks = "".join(stage.blocks for stage in layout.stages)
     counts = [sum(node.op_type == kind for node in file.graph.node) for kind in ("Scan", "Exp")]
-    assert counts == [blocks.count("M") + blocks.count("G"), 0]  # no step outside a Scan
+    assert counts == [sum(LETTERS[letter].scans for letter in blocks), 0]  # no step outside a Scan
     assert not file.functions
     for node in file.graph.node:
         if node.op_type == "Scan":

@@ -14,7 +14,7 @@ import torch
 from layouts import columnar, three_stages
 from timm.models._manipulate import group_with_matcher
 from timm.models._registry import get_arch_pretrained_cfgs
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,6 +110,32 @@ def test_features_are_the_maps_before_the_downsamples(name: str) -> None:
         torch.testing.assert_close(ours, wanted)
 
 
+def test_features_and_groups_of_parallel_blocks() -> None:
+    layout = three_stages("MP")
+    torch.manual_seed(0)
+    model = timm.create_model("mambavision", layout=layout.to_dict(), num_classes=4).eval()
+    backbone = timm.create_model("mambavision", layout=layout.to_dict(), features_only=True).eval()
+    backbone.model.load_state_dict(model.state_dict(), strict=False)
+    images = torch.randn(1, 3, 32, 32)
+    found = backbone(images)
+    assert [f.shape[1] for f in found] == [8, 16, 32]
+    torch.testing.assert_close(found[-1], model.forward_intermediates(images, intermediates_only=True)[-1])
+    decayed, spared = (
+        {id(p) for p in group["params"]}
+        for group in sorted(
+            param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay()),
+            key=lambda group: -group["weight_decay"],
+        )
+    )
+    names = {name: id(p) for name, p in model.named_parameters() if name.startswith("levels.1.blocks.1.mixer.")}
+    own = {name.removeprefix("levels.1.blocks.1.mixer.") for name in names if names[name] in spared}
+    assert own == {
+        *("mamba.A_log", "mamba.D", "mamba.dt_proj.bias", "mamba_norm.weight", "attention_norm.weight"),
+        *("attention.qkv.bias", "proj.bias"),
+    }
+    assert {names[name] for name in names} <= decayed | spared
+
+
 def test_some_features_leave_the_rest_of_the_model_out() -> None:
     images = torch.randn(1, 3, 64, 64)
     backbone = small("mambavision_t", features_only=True, out_indices=(0, -2))
@@ -180,7 +206,7 @@ class Alive(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("layout", [three_stages("MAMAMAMA"), columnar("GGGGAAAA")])
+@pytest.mark.parametrize("layout", [three_stages("MAMAMAMA"), columnar("GGGGAAAA"), columnar("PPPPPPPP")])
 def test_checkpointing_same_gradients_less_memory(layout: Any) -> None:
     images = torch.randn(8, 3, 32, 32)
     found = []

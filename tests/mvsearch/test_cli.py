@@ -173,6 +173,33 @@ def test_an_exported_model_gives_its_recorded_accuracy_in_a_new_process(home, tm
     assert (tmp_path / "library" / "mine" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_a_search_over_parallel_blocks_ends_in_a_model(tmp_path):
+    library = str(tmp_path / "library")
+    stages = [f"layout.stages.{i}.blocks=MP" for i in (1, 2)]
+    settings = [*QUICK[:-1], "name=side", *(part for stage in stages for part in ("--set", stage))]
+    short = ["--set", "proxy.epochs=1", "--set", "proxy.train_images=64"]
+    done = mvsearch("launch", "stagewise", *settings, *short, "--workers", 1, cwd=tmp_path)
+    assert re.search(r"6 of 6 .*top-1", done.stdout)
+    rows = list(csv.DictReader((tmp_path / "studies/side/trials.csv").open()))
+    assert {row["baseline"] for row in rows} >= {"all Mamba", "all parallel", "last half"}
+    assert {letter for row in rows for letter in row["pattern"]} == {*"CMP|"}
+    assert "Stage 2: parallel share" in mvsearch("insight", "side", cwd=tmp_path).stdout
+    assert "parallel share" in (tmp_path / "studies/side/report.html").read_text()
+    key = next(row["key"] for row in rows if row["baseline"] == "all parallel")
+    mvsearch("export", "side", "--pick", key, "--name", "side", cwd=tmp_path, MAMBAVISION_LIBRARY=library)
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOADED, "side"],
+        env=os.environ | {"MAMBAVISION_LIBRARY": library},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured, recorded = map(float, loaded.stdout.split())
+    assert measured == pytest.approx(recorded, abs=1e-6)
+    assert "P Mamba and attention in parallel" in (tmp_path / "library/side/card.md").read_text()
+
+
 @pytest.mark.parametrize("verb", [["--help"], ["list"], ["front", "quick"], ["launch", "--help"]])
 def test_light_verbs_import_neither_torch_nor_the_configuration(home, verb):
     # Typer itself reads arguments with pydantic since 0.29, so pydantic is looked for through our module that needs it.

@@ -112,7 +112,7 @@ def test_reads_a_columnar_study(columnar: Path, tmp_path: Path) -> None:
     config = load_config(columnar)
     [stage] = config.layout.stages
     assert (config.layout.stem, config.layout.patch) == ("patch", 4)
-    assert (stage.blocks, stage.mamba, stage.mixed, stage.expand) == ("GA", "G", True, (1, 2))
+    assert (stage.blocks, stage.base, stage.placed, stage.mixed, stage.expand) == ("GA", "G", "A", True, (1, 2))
     resolved = config.resolved()["layout"]
     assert resolved.keys() == {"stages", "width", "stem", "patch", "qk_norm"}
     assert resolved["stages"][0]["expand"] == [1, 2]
@@ -122,9 +122,10 @@ def test_reads_a_columnar_study(columnar: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("blocks", "mamba"), [("C", ""), ("M", "M"), ("G", "G"), ("A", ""), ("AM", "M"), ("GA", "G")])
-def test_the_mamba_letter_of_a_stage(study: Path, blocks: str, mamba: str) -> None:
+def test_the_letters_of_a_stage(study: Path, blocks: str, mamba: str) -> None:
     stage = load_config(study, [f"layout.stages.2={{blocks: {blocks}, depth: 2, dim: 4}}"]).layout.stages[2]
-    assert stage.mamba == mamba
+    assert (stage.base, stage.placed) == (mamba, "A" if "A" in blocks else "")
+    assert stage.hybrid == (blocks != "C")
     assert stage.mixed == (len(blocks) == 2)
     assert [stage.has(key) for key in ("state", "expand", "attention", "head_dim", "window", "depth")] == [
         bool(mamba),
@@ -134,6 +135,15 @@ def test_the_mamba_letter_of_a_stage(study: Path, blocks: str, mamba: str) -> No
         blocks != "C",
         True,
     ]
+
+
+@pytest.mark.parametrize(("blocks", "read"), [("P", "P"), ("MP", "MP"), ("PM", "MP"), ("GP", "GP")])
+def test_parallel_blocks_take_the_part_of_attention(study: Path, blocks: str, read: str) -> None:
+    stage = load_config(study, [f"layout.stages.2={{blocks: {blocks}, depth: 2, dim: 4}}"]).layout.stages[2]
+    assert (stage.blocks, stage.base, stage.placed, stage.mixed) == (read, read[:-1], "P", len(read) == 2)
+    assert all(stage.has(key) for key in ("state", "conv_kernel", "head_dim", "window", "mlp_ratio"))
+    assert stage.has("expand") == ("G" in read)
+    assert stage.has("attention") == (len(read) == 2)
 
 
 def test_a_study_from_before_some_keys_goes_on(tmp_path: Path) -> None:
@@ -244,8 +254,9 @@ def test_overrides(study: Path) -> None:
         ("layout.stages.0.dim=2", ["layout.stages.0.dim (stage 1): 2", "layout.width"]),
         ("layout.stages.0.state=8", ["layout.stages.0.state (stage 1): 8", "remove it"]),
         ("layout.stages.2.flips=1", ["layout.stages.2.flips (stage 3): 1", "MA"]),
-        ("layout.stages.1.blocks=MX", ["'MX'", "C (conv)"]),
-        ("layout.stages.1.blocks=MG", ["'MG'", "MA or GA"]),
+        ("layout.stages.1.blocks=MX", ["'MX'", "C (residual conv)"]),
+        ("layout.stages.1.blocks=MG", ["'MG'", "MA, GA, MP or GP"]),
+        ("layout.stages.1.blocks=AP", ["'AP'", "P (Mamba and attention in parallel)"]),
         ("layout.stages.1.depth=21", ["layout.stages.1.depth (stage 2): 21", "at most 20"]),
         ("layout.stages.1.attention={min: 3, max: 2}", ["layout.stages.1.attention", "empty"]),
         ("layout.stages.1.attention={min: 4}", ["layout.stages.1.attention", "at most 3, the shortest depth"]),
@@ -292,7 +303,7 @@ def test_bad_values(study: Path, override: str, parts: list[str]) -> None:
         ("layout.stages=[{blocks: C, depth: 1, dim: 1}]", ["layout.stages.0.blocks (stage 1): 'C'", "free of C"]),
         ("layout.stages.0.expand=5", ["layout.stages.0.expand (stage 1): 5", "from 1 to 4"]),
         ("layout.stages.0.expnd=2", ["Did you mean 'expand'?"]),
-        ("layout.stages.0.blocks=A", ["a stage with M or G has it, and the blocks of this one are A"]),
+        ("layout.stages.0.blocks=A", ["a stage with M, G or P has it, and the blocks of this one are A"]),
         ("layout.stages.0.depth=21", ["at most 20 blocks where their order is searched"]),
     ],
 )

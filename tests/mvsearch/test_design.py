@@ -50,15 +50,15 @@ def test_only_blocks_differ_and_one_stage_at_a_time_but_for_the_published_patter
             assert stage.state == of_reference.state or not stage.scans
     # Stage 3 has two blocks and no quarters; the patterns that need them are tried in stage 2 alone.
     alone = {layout.stages[1].blocks for layout in layouts if layout.stages[2] == reference.stages[2]}
-    assert alone == set(stage_patterns(8, "M"))
+    assert alone == set(stage_patterns(8, "M", "A"))
     assert {"MMMMAAAA", "AAAAMMMM", "MAMAMAMA", "MMMMMMAA", "MMAAAAAA", "MMMMMMMM", "AAAAAAAA"} <= alone
 
 
 def test_patterns_are_balanced_over_ratios():
-    counts = [pattern.count("A") for pattern in stage_patterns(8, "M")]
+    counts = [pattern.count("A") for pattern in stage_patterns(8, "M", "A")]
     assert sorted(set(counts)) == [0, 2, 4, 6, 8]
     assert [counts.count(n) for n in (2, 4, 6)] == [4, 4, 4]
-    assert stage_patterns(2, "G") == ["GG", "GA", "AG", "AA"]
+    assert stage_patterns(2, "G", "A") == ["GG", "GA", "AG", "AA"]
 
 
 def test_what_the_budgets_forbid_is_left_out():
@@ -80,7 +80,7 @@ def test_what_the_budgets_forbid_is_left_out():
                 "layout.stages=[{blocks: C, depth: 1, dim: 1}, {blocks: A, depth: 2, dim: 2, head_dim: 8}]",
                 "layout.downsample=null",
             ],
-            "needs a stage whose blocks are MA or GA",
+            "needs a stage whose blocks are MA, GA, MP or GP",
         ),
     ],
 )

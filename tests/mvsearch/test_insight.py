@@ -17,6 +17,7 @@ from mvsearch.report.insight_words import (
     NOT_ENOUGH,
     comparison_words,
     effect_words,
+    factor_words,
     headlines,
     insight_table,
     unsupported,
@@ -254,6 +255,28 @@ def test_published_patterns_that_were_tried_are_rows_best_first() -> None:
     alone = dataclasses.replace(study, records=study.records[:1])
     assert len(alone.complete) == 1
     assert pattern_rows(Findings(alone)) == (), "one pattern compares with none"
+
+
+def test_what_is_placed_is_called_after_its_letter() -> None:
+    made = study_factory.study(trials=60)
+    records = []
+    for record in made.records:
+        *others, third = record.layout["stages"]
+        stages = [*others, third | {"blocks": third["blocks"].replace("A", "P")}]
+        records.append(dataclasses.replace(record, layout=record.layout | {"stages": stages}))
+    before, after = Insight(made), Insight(dataclasses.replace(made, records=records))
+    assert factor_words("share", after.placed(2)) == "attention share"
+    assert factor_words("share", after.placed(3)) == "parallel share"
+    assert factor_words("placement", after.placed(3)) == "placement of parallel mixing"
+    kinds = [
+        [(one.factor, effect.label, effect.trials) for one in insight.comparisons for effect in one.effects]
+        for insight in (before, after)
+    ]
+    assert [kind for kind in kinds[0] if kind[0] != "state"] == [kind for kind in kinds[1] if kind[0] != "state"]
+    found = "; ".join(headlines(after))
+    assert "Stage 2, how much attention" in found
+    assert "Stage 3, how much parallel mixing" in found
+    assert len([one for one in after.published() if one.record]) < 2
 
 
 def test_every_effect_has_a_row_in_shown_units() -> None:

@@ -175,8 +175,8 @@ def test_reordering_finds_where_the_measures_disagree() -> None:
 @pytest.mark.parametrize(
     ("blocks", "name"),
     [
-        ("MMMM", "all Mamba"),
-        ("AAA", "all attention"),
+        ("MMMM", "all base"),
+        ("AAA", "all placed"),
         ("MMAA", "last"),
         ("AMM", "first"),
         ("MA", "last"),
@@ -185,7 +185,7 @@ def test_reordering_finds_where_the_measures_disagree() -> None:
         ("MAAM", "middle"),
         ("AMMA", "both ends"),
         ("MAAMA", "mixed"),
-        ("GGG", "all Mamba"),
+        ("GGG", "all base"),
         ("GGAA", "last"),
         ("AMGA", "both ends"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from mambavision.layout import HybridLayout
+from mambavision.layout import HybridLayout, StageLayout
 from mvsearch.config.sections import StudyConfig
 from mvsearch.config.values import PLACEMENT_RULES
 from mvsearch.space.describe import describe
@@ -89,6 +89,11 @@ SPACES: dict[str, SearchSpace] = {
             {"blocks": "GA", "depth": [1, 2], "dim": 2, "expand": [1, 2], "placement": "first"},
         ],
     ),
+    "parallel": space(
+        [CONV, {"blocks": "MP", "depth": [2, 3], "dim": 2, "state": [4, 8], "head_dim": [8, 16], "flips": 1}], [16, 32]
+    ),
+    "parallel only": space([CONV, {"blocks": "P", "depth": [1, 2], "dim": 2, "state": [4, 8], "head_dim": [4, 8]}]),
+    "gated and parallel": columnar(blocks="GP", state=8, placement=["last", "alternate"]),
     "fractions": space([CONV, {"blocks": "MA", "depth": 2, "dim": [1.1, 2.2], "head_dim": [2, 11]}], [20, 40]),
 }
 every_space = pytest.mark.parametrize("searched", SPACES.values(), ids=SPACES)
@@ -99,7 +104,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     patches = draw(st.booleans())
     stages: list[dict[str, Any]] = [] if patches else [CONV]
     for dim in (1,) if patches else (2, 4)[: draw(st.integers(1, 2))]:
-        letters = draw(st.sampled_from(["MA", "GA"]))
+        letters = draw(st.sampled_from(["MA", "GA", "MP", "GP"]))
         depth = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True))
         least = draw(st.integers(0, min(depth)))
         stages.append(
@@ -114,7 +119,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
                 "window": draw(st.sampled_from([None, [None, 4]])),
                 "head_dim": draw(st.sampled_from([16, [8, 16]])),
                 "mlp_ratio": draw(st.sampled_from([4, [3, 4]])),
-                **({"expand": draw(st.sampled_from([1, [1, 2, 4]]))} if letters == "GA" else {}),
+                **({"expand": draw(st.sampled_from([1, [1, 2, 4]]))} if letters[0] == "G" else {}),
             }
         )
     return space(stages, [16, 32, 48], layout={"stem": "patch", "patch": 4} if patches else None)
@@ -134,16 +139,16 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     ],
 )
 def test_rules(rule: str, patterns: list[str]) -> None:
-    assert [place(rule, 4, attention) for attention in range(5)] == patterns
+    assert [place(rule, 4, attention, "M", "A") for attention in range(5)] == patterns
     gated = [pattern.replace("M", "G") for pattern in patterns]
-    assert [place(rule, 4, attention, "G") for attention in range(5)] == gated
+    assert [place(rule, 4, attention, "G", "A") for attention in range(5)] == gated
 
 
 @given(depth=st.integers(1, 20), data=st.data())
 def test_rules_place_as_many_as_asked(depth: int, data: st.DataObject) -> None:
     attention = data.draw(st.integers(0, depth))
     for rule in PLACEMENT_RULES:
-        pattern = place(rule, depth, attention)
+        pattern = place(rule, depth, attention, "M", "A")
         assert (len(pattern), pattern.count("A"), pattern.count("M")) == (depth, attention, depth - attention)
 
 
@@ -190,7 +195,7 @@ def test_every_parameter_decodes_and_round_trips(searched: SearchSpace, data: st
     for number, (stage, config) in enumerate(zip(layout.stages, searched.config.layout.stages, strict=True), start=1):
         assert set(stage.blocks) <= set(config.blocks)
         if config.mixed:
-            assert stage.blocks.count("A") in config.attention.allowed(len(stage.blocks))
+            assert stage.blocks.count(config.placed) in config.attention.allowed(len(stage.blocks))
             used = [value for name, value in encoded.items() if name.startswith(f"stage{number}.flip")]
             assert all(value >= 0 for value in used)
 
@@ -505,6 +510,36 @@ def test_baselines_of_gated_mamba_have_its_own_last_half() -> None:
     assert (searched.reference().stem, searched.reference().patch) == ("patch", 4)
 
 
+def test_baselines_of_parallel_blocks_have_them_in_the_part_of_attention() -> None:
+    stages = [CONV, {"blocks": "MP", "depth": 4, "dim": 2}, {"blocks": "GP", "depth": 3, "dim": 4}]
+    assert {name: layout.pattern for name, layout in space(stages).baselines().items()} == {
+        "all Mamba": "C|MMMM|GGG",
+        "all parallel": "C|PPPP|PPP",
+        "last half": "C|MMPP|GPP",
+        "first half": "C|PPMM|PPG",
+        "alternating": "C|MPMP|GPG",
+    }
+    beside = space([*stages[:2], {"blocks": "A", "depth": 2, "dim": 4}]).baselines()
+    assert {name: layout.pattern for name, layout in beside.items() if "all" in name} == {
+        "all parallel and attention": "C|PPPP|AA"
+    }
+
+
+def test_what_only_gated_blocks_have_is_not_searched_in_parallel_ones() -> None:
+    searched = columnar(blocks="GP", depth=2, flips=0, placement="last", expand=[1, 2])
+    patterns = collections.Counter(layout.pattern for layout in searched.layouts())
+    assert patterns == {"GG": 4, "GP": 4, "PP": 2}
+
+
+def test_a_model_outside_keeps_its_order_in_other_letters() -> None:
+    searched = space([CONV, {"blocks": "MP", "depth": 5, "dim": 2, "head_dim": 8}])
+    for blocks, pattern in (("MMAA", "MMMPP"), ("AAMM", "PPMMM"), ("PPPP", "PPPPP"), ("GGAA", "MMMPP")):
+        model = HybridLayout(
+            stages=(StageLayout(blocks="C", dim=16), StageLayout(blocks=blocks, dim=32, heads=4)), stem_stride=2
+        )
+        assert searched.scaled(model).pattern == f"C|{pattern}"
+
+
 def test_baselines_keep_to_the_budget_and_the_space() -> None:
     free = budgeted()
     limit = max(free.cost(layout).params for layout in free.baselines().values()) - 1
@@ -522,6 +557,7 @@ def test_a_space_without_a_hand_made_layout_has_a_reference() -> None:
     assert SPACES["mamba only"].baselines().keys() == {"all Mamba"}
     assert SPACES["gated Mamba"].baselines().keys() == {"all Mamba"}
     assert SPACES["attention only"].baselines().keys() == {"all attention"}
+    assert SPACES["parallel only"].baselines().keys() == {"all parallel"}
     for odd in (space([{"blocks": "MA", "depth": 6, "dim": 1, "attention": 1}]), columnar(depth=6, attention=1)):
         assert odd.baselines().keys() == {"middle"}
         assert odd.reference() in odd
