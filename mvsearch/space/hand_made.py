@@ -7,8 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from mambavision.layout import LETTERS, HybridLayout
-from mvsearch.config.letters import BASES, MIXED, PLACED
-from mvsearch.config.values import either
+from mvsearch.config.letters import BASES, PLACED
 from mvsearch.space.layouts import LayoutSpace
 from mvsearch.space.stage import SpaceError, place, usual_order
 
@@ -123,9 +122,7 @@ def placed(space: LayoutSpace, weights: Mapping[str, float], rng: random.Random)
         SpaceError: if a stage has none of the rules, or no stage an order to draw.
     """
     if not any(stage.mixed for stage in space.stages):
-        raise SpaceError(
-            f"placement: no stage of this space has {either(MIXED)} for its blocks, so there is none to draw"
-        )
+        raise SpaceError("placement: no stage of this space has two letters, so there is none to draw")
     width = rng.choice(space.width.values)
     return space.layout_of([stage.draw_placed(width, weights, rng) for stage in space.stages])
 

@@ -491,7 +491,7 @@ def test_a_prior_that_the_space_cannot_follow_is_refused_and_a_small_space_says_
     ):
         warm_search(tmp_path, "new", "warm_start={placement: {alternate: 1}}")
     fixed = ("layout.stages.1={blocks: M, depth: 2, dim: 2}", "layout.stages.2={blocks: A, depth: 2, dim: 4}")
-    with pytest.raises(SpaceError, match="no stage of this space has both Mamba and attention"):
+    with pytest.raises(SpaceError, match="no stage of this space has two letters"):
         warm_search(tmp_path, "new", "warm_start={placement: {last: 1}}", *fixed)
     small = ("layout.width=16", "layout.stages.1.depth=2", "layout.stages.1.state=8", "layout.stages.2.state=8")
     search = warm_search(tmp_path, "new", "warm_start={placement: {last: 1, first: 1}}", *small)
