@@ -141,6 +141,7 @@ def show(
     from rich.text import Text
 
     from mambavision.cost import cost
+    from mambavision.layout import LETTERS
     from mambavision.library import load_entry
     from mambavision.plots import diagram, model_architecture_diagram
     from mambavision.strip import rich_strip
@@ -163,11 +164,12 @@ def show(
         table.add_column(column, justify="right", no_wrap=True)
     for part in parts:
         head = part.name == "head"
+        mixes = part.blocks != "" and LETTERS[part.blocks[0]].mixes_tokens
         table.add_row(
             part.name,
             part.blocks,
             f"{part.dim:,}" if head else f"{part.dim} × {part.size[0]} × {part.size[1]}",
-            "–" if not part.blocks or part.blocks[0] == "C" else str(part.window or "whole map"),
+            str(part.window or "whole map") if mixes else "–",
             "–" if part.state is None else str(part.state),
             "–" if part.heads is None else str(part.heads),
             scaled(part.params),

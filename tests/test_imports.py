@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest layer first. A room imports from itself and from lower layers; rooms of one layer do not know each other.
 LAYERS = {
     "mvsearch": (
+        {"formats"},
         {"config"},
         {"study", "space"},
         {"models"},

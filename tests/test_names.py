@@ -11,8 +11,6 @@ SAME_MEANING = {
     "DATA_SETS",  # names alone, so that a configuration is checked without torch; test_config.py ties them
     "percent",  # as the library's, and a dash for what is not known
     "scaled",  # likewise
-    "MAX_REFUSALS",  # of a search here and inside Tune
-    "POLL_S",  # of a search and of a repetition
 }
 
 

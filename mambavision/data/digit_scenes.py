@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mambavision.data.digits import UCI_DIGITS, read_digits
 from mambavision.data.selection import even_order
-from mambavision.data.source import Part, Source
+from mambavision.data.source import FoundSplit, Source
 
 SCENES = {"train": 10_000, "val": 2_000, "test": 2_000}
 SCENE_SIZE = 32
@@ -26,7 +26,7 @@ def digit_scenes_source(root: Path | None) -> Source:
     """Scenes of three splits from disjoint digits; see `draw_scenes` for what is in one."""
     digits, classes = read_digits()
     order = even_order(classes, 0)
-    parts: list[Part] = []
+    parts: list[FoundSplit] = []
     for number, (chosen, count) in enumerate(zip(np.split(order, [1200, 1500]), SCENES.values(), strict=True)):
         images, labels = draw_scenes(digits[chosen], classes[chosen], count, seed=number)
         parts.append((torch.from_numpy(images)[:, None], labels))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mambavision.data.checks import DataError
 from mambavision.data.downloads import download_root, from_torchvision
-from mambavision.data.source import Part, Source
+from mambavision.data.source import FoundSplit, Source
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist puts its four files."""
@@ -38,7 +38,7 @@ def fashion_mnist_source(root: Path | None) -> Source:
         from_torchvision("fashion_mnist", lambda: FashionMNIST(str(download_root()), download=True), hint)
         found = _idx_folder(download_root())
         assert found is not None
-    parts: list[Part] = []
+    parts: list[FoundSplit] = []
     for part in ("train", "t10k"):
         images = _read_idx(found / f"{part}-images-idx3-ubyte", 16)
         labels = _read_idx(found / f"{part}-labels-idx1-ubyte", 8).astype(np.int64)

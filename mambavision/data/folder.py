@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mambavision.data.checks import DataError
-from mambavision.data.source import Part, Source
+from mambavision.data.source import FoundSplit, Source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -46,7 +46,7 @@ def folder_source(root: Path | None) -> Source:
     return Source(classes, train, val, test, "Not known: images of your own.", "shift")
 
 
-def _image_files(folder: Path, classes: tuple[str, ...]) -> Part:
+def _image_files(folder: Path, classes: tuple[str, ...]) -> FoundSplit:
     """Image files under folder/CLASS in order of name, and their classes."""
     unknown = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."} - set(classes)
     if unknown:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambavision.data.checks import check_limit
-from mambavision.data.source import Part, Source
+from mambavision.data.source import FoundSplit, Source
 
 FOLDER_TRAIN_IMAGES = 50_000
 FOLDER_TEST_IMAGES = 10_000
@@ -26,7 +26,7 @@ class Selection:
         available: images there were for the split before any limit.
     """
 
-    part: Part
+    part: FoundSplit
     index: NDArray[Any]
     available: int
 

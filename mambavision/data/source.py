@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mambavision.data.checks import DataError
 
-Part = tuple[Tensor | list[Path], NDArray[Any]]
+FoundSplit = tuple[Tensor | list[Path], NDArray[Any]]
 """Images, as an uint8 tensor (N, C, H, W) or files to decode, and their classes, int64 (N,)."""
 
 
@@ -28,9 +28,9 @@ class Source(NamedTuple):
     """
 
     classes: tuple[str, ...]
-    train: Part
-    val: Part | None
-    test: Part | None
+    train: FoundSplit
+    val: FoundSplit | None
+    test: FoundSplit | None
     licence: str
     augment: str
 

@@ -15,7 +15,7 @@ from mambavision.training.precision import Autocast
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Iterable[Any], device: torch.device, autocast: Autocast) -> tuple[float, float]:
+def validate(model: nn.Module, loader: Iterable[Any], device: torch.device, autocast: Autocast) -> tuple[float, float]:
     """Mean cross entropy (nats) and top-1 (0 to 1) of a model, which is left in evaluation mode.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def reseed(seed: int, epoch: int, update: int, loader: Any = None) -> None:
+def seed_update(seed: int, epoch: int, update: int, loader: Any = None) -> None:
     """Seed the process's generators, and a loader's own, from where the training stands.
 
     Args:

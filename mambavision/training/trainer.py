@@ -19,8 +19,8 @@ from mambavision.progress import TrainingProgress
 from mambavision.training.batch import checked_batch
 from mambavision.training.checkpoint import Parts, checkpoint_content, load_checkpoint
 from mambavision.training.errors import OtherTraining, TrainingDiverged, TrainingError
-from mambavision.training.evaluation import evaluate
-from mambavision.training.generators import generators_kept, reseed
+from mambavision.training.evaluation import validate
+from mambavision.training.generators import generators_kept, seed_update
 from mambavision.training.optimizer import default_optimizer
 from mambavision.training.options import check_loader, check_optimizer, check_options, check_together, chosen_device
 from mambavision.training.output import OutputFolder
@@ -280,13 +280,13 @@ class Trainer:
     def _train_epoch(self, epoch: int, out: TrainingProgress) -> None:
         state = self._state
         self.model.train()
-        reseed(self.seed, epoch, 0, self.train_loader)
+        seed_update(self.seed, epoch, 0, self.train_loader)
         batches = iter(self.train_loader)
         seen = 0
         began = time.perf_counter()
         while True:
             # Before the batch is drawn: a loader without workers augments inside next().
-            reseed(self.seed, epoch, seen + 1)
+            seed_update(self.seed, epoch, seen + 1)
             group = list(islice(batches, self.accumulate))
             if not group:
                 break
@@ -385,8 +385,8 @@ class Trainer:
         if self.val_loader is not None:
             for prefix, model in (("", self.model), ("ema_", self.ema_model)):
                 if model is not None:
-                    reseed(self.seed, epoch, 0, self.val_loader)
-                    loss, top1 = evaluate(model, self.val_loader, self.device, self._autocast)
+                    seed_update(self.seed, epoch, 0, self.val_loader)
+                    loss, top1 = validate(model, self.val_loader, self.device, self._autocast)
                     if not math.isfinite(loss):
                         raise TrainingDiverged(
                             f"validation loss is {loss} after epoch {epoch} (learning rate {state.rate:g})"

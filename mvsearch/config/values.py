@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from mvsearch import formats
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 PLACEMENT_RULES = ("last", "first", "even", "middle", "alternate")
 """Rules that place the attention blocks of a stage; `mvsearch.space.stage.place` says what each of them does."""
 
@@ -69,8 +69,8 @@ def word(*words: str) -> Callable[[object], str]:
     return check
 
 
-def or_null(check: Callable[[object], T]) -> Callable[[object], T | None]:
-    def check_or_null(value: object) -> T | None:
+def or_null(check: Callable[[object], _T]) -> Callable[[object], _T | None]:
+    def check_or_null(value: object) -> _T | None:
         if value is None:
             return None
         try:
@@ -81,10 +81,10 @@ def or_null(check: Callable[[object], T]) -> Callable[[object], T | None]:
     return check_or_null
 
 
-def choices(check: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
+def choices(check: Callable[[object], _T]) -> Callable[[object], tuple[_T, ...]]:
     """A single value (fixed) or a list (searched), as a tuple; numbers in rising order, null first."""
 
-    def check_all(value: object) -> tuple[T, ...]:
+    def check_all(value: object) -> tuple[_T, ...]:
         values = [check(item) for item in value] if isinstance(value, (list, tuple)) else [check(value)]
         if not values:
             raise wrong(value, "one value (fixed), or a list of at least one (searched)")
@@ -97,7 +97,7 @@ def choices(check: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
     return check_all
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "_T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def quantity(value: object) -> float:

@@ -43,14 +43,14 @@ def non_domination_ranks(losses: np.ndarray, count: int) -> np.ndarray:
     return _fast_non_domination_rank(losses, n_below=count)
 
 
-def study_of(study: Study, trials: list[FrozenTrial]) -> Study:
+def study_of_some_trials(study: Study, trials: list[FrozenTrial]) -> Study:
     """A study of which a sampler sees only these trials; all else is the study's own."""
     seen: Any = _StudyOfSomeTrials(study, trials)
     return seen
 
 
 class _StudyOfSomeTrials:
-    """What `study_of` gives; samplers read trials by the method `_get_trials`."""
+    """What `study_of_some_trials` gives; samplers read trials by the method `_get_trials`."""
 
     def __init__(self, study: Study, trials: list[FrozenTrial]) -> None:
         self._study = study

@@ -10,7 +10,7 @@ from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mvsearch.samplers.optuna_private import non_domination_ranks, seed_generators, study_of
+from mvsearch.samplers.optuna_private import non_domination_ranks, seed_generators, study_of_some_trials
 
 MAX_REST = 1000
 """Finished trials that stand for all those that are not among the best."""
@@ -46,12 +46,12 @@ class BoundedTPESampler(TPESampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return super().sample_relative(study_of(study, self._history(study)), trial, search_space)
+        return super().sample_relative(study_of_some_trials(study, self._history(study)), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        seen = study_of(study, self._history(study))
+        seen = study_of_some_trials(study, self._history(study))
         return super().sample_independent(seen, trial, param_name, param_distribution)
 
     def _history(self, study: Study) -> list[FrozenTrial]:

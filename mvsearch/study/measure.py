@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mambavision.words import percent
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Measure(StrEnum):
@@ -36,7 +36,7 @@ class Measure(StrEnum):
         """The measure that this one is not."""
         return self.choose(nll=Measure.TOP1, top1=Measure.NLL)
 
-    def choose(self, nll: T, top1: T) -> T:
+    def choose(self, nll: _T, top1: _T) -> _T:
         """The one of two that belongs to this measure."""
         return nll if self is Measure.NLL else top1
 

@@ -106,16 +106,16 @@ def run(output: Path, moment: str) -> None:
             kill()
 
     torch.save = torn  # type: ignore[assignment]
-    evaluate, measured = trainer_module.evaluate, 0
+    evaluate, measured = trainer_module.validate, 0
 
     def watched(*args: Any) -> tuple[float, float]:
         nonlocal measured
         measured += 1
         if kind == "val" and measured == at:
             kill()
-        return evaluate(*args)
+        return validate(*args)
 
-    trainer_module.evaluate = watched
+    trainer_module.validate = watched
     trainer.train(num_epochs=EPOCHS)
 
 

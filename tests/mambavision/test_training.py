@@ -42,7 +42,7 @@ from mambavision.training import (
     read_checkpoint,
     train_step,
 )
-from mambavision.training.evaluation import evaluate
+from mambavision.training.evaluation import validate
 
 
 def tiny(classes: int = 4, **options: Any) -> MambaVision:
@@ -588,14 +588,14 @@ def test_files_hold_the_metrics_and_the_best_weights(tmp_path: Path) -> None:
     epoch = int(trainer.best["epoch"]) - 1
     assert trainer.best["val_top1"] == metrics[f"{prefix}val_top1"][epoch]
     assert trainer.best["val_top1"] == max(metrics["val_top1"] + metrics["ema_val_top1"])
-    found = evaluate(model, loader(16, seed=1), torch.device("cpu"), nullcontext)
+    found = validate(model, loader(16, seed=1), torch.device("cpu"), nullcontext)
     assert found == (metrics[f"{prefix}val_loss"][epoch], metrics[f"{prefix}val_top1"][epoch])
 
 
 def test_best_is_kept_when_later_epochs_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = quiet(val=loader(16), output=tmp_path)
     found = iter([(0.5, 0.5), (0.4, 0.5), (0.1, 0.4), (0.4, 0.5)])
-    monkeypatch.setattr("mambavision.training.trainer.evaluate", lambda *_: next(found))
+    monkeypatch.setattr("mambavision.training.trainer.validate", lambda *_: next(found))
     weights = []
     for epoch in range(1, 5):
         trainer.train(epoch)
@@ -910,6 +910,6 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, monkeypatch:
 
 def test_a_validation_loss_that_is_no_number_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = quiet(val=loader(8))
-    monkeypatch.setattr("mambavision.training.trainer.evaluate", lambda *_: (math.inf, 0.5))
+    monkeypatch.setattr("mambavision.training.trainer.validate", lambda *_: (math.inf, 0.5))
     with pytest.raises(TrainingDiverged, match=r"validation loss is inf after epoch 1 \(learning rate 0.001\)"):
         trainer.train(1)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from packaging.requirements import Requirement
 
 from mvsearch.samplers import optuna_private
-from mvsearch.samplers.optuna_private import non_domination_ranks, seed_generators, study_of
+from mvsearch.samplers.optuna_private import non_domination_ranks, seed_generators, study_of_some_trials
 
 ROOT = Path(__file__).parents[2]
 RANGES = {name: CategoricalDistribution(tuple(range(9))) for name in "abc"}
@@ -90,7 +90,9 @@ def test_ranks_are_the_fronts_of_what_is_left():
 def test_samplers_read_trials_by_the_method_that_is_replaced():
     class Bounded(TPESampler):
         def sample_relative(self, study, trial, search_space):
-            part = study_of(study, [one for one in study.trials if one.number < 12 or not one.state.is_finished()])
+            part = study_of_some_trials(
+                study, [one for one in study.trials if one.number < 12 or not one.state.is_finished()]
+            )
             assert part.study_name == study.study_name
             return super().sample_relative(part, trial, search_space)
 

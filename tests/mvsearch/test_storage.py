@@ -195,12 +195,12 @@ def test_a_trial_enqueued_from_outside_is_the_next(tmp_path):
 def test_a_trial_enqueued_from_outside_is_asked_for_again_after_a_kill(tmp_path):
     settings = ("search.trials=7", "search.sampler=random")
     search_in(tmp_path, "search.trials=6", "search.sampler=random").run()
-    study = open_optuna_study(StudyFolder(tmp_path / "stagewise")).study
-    params = study.get_trials()[-1].params
+    opened = open_optuna_study(StudyFolder(tmp_path / "stagewise"))
+    params = opened.study.get_trials()[-1].params
     wanted = {**params, "width": next(w for w in (12, 16, 20, 24) if w != params["width"])}
-    study.enqueue_trial(wanted)
+    opened.study.enqueue_trial(wanted)
     space = SearchSpace(load_config("stagewise", settings), num_classes=10, in_chans=1)
-    assert LayoutAsker(space, StoredTrials(study), seed=0).ask()  # and nobody tells it
+    assert LayoutAsker(space, StoredTrials(opened), seed=0).ask()  # and nobody tells it
     again = search_in(tmp_path, *settings)
     again.run()
     assert again.space.decode(wanted).key in {record.key for record in again.records()}
