@@ -106,7 +106,7 @@ def run(output: Path, moment: str) -> None:
             kill()
 
     torch.save = torn  # type: ignore[assignment]
-    evaluate, measured = trainer_module.validate, 0
+    validate, measured = trainer_module.validate, 0
 
     def watched(*args: Any) -> tuple[float, float]:
         nonlocal measured
