@@ -1,5 +1,4 @@
 import os
-import sys
 from pathlib import Path
 
 # Small tensors: a second thread costs more than it gives, most of all beside another test. Before torch is imported.
@@ -12,10 +11,10 @@ from hypothesis import settings
 settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("project")
 
-# Ray's workers unpickle the test suite's fake workers by name, so they need its folders on their path too.
-_FOLDERS = [str(Path(__file__).parent / name) for name in ("mvsearch", "mambavision")]
-sys.path[:0] = [folder for folder in _FOLDERS if folder not in sys.path]
-os.environ["PYTHONPATH"] = os.pathsep.join([*_FOLDERS, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+# Ray's workers and the tests' own processes find tests/support by it; pyproject.toml sets it for this process.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH")))
+)
 
 
 @pytest.fixture(autouse=True)

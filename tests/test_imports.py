@@ -230,3 +230,13 @@ def test_a_planted_import_is_found(tmp_path: Path, module: str, source: str, fou
     with (tmp_path / module).open("a", encoding="utf-8") as file:
         file.write(f"\n{source}\n")
     assert found(arrows_of(tmp_path))
+
+
+def test_no_test_file_imports_another_or_changes_the_path() -> None:
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("test_")], f"{file.name}, line {node.lineno}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) != ("sys", "path"), f"{file.name}, line {node.lineno}"

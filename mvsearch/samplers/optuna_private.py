@@ -1,6 +1,7 @@
 """What mvsearch needs of Optuna and Optuna does not offer: its private names stand here and nowhere else.
 
-`tests/mvsearch/test_optuna_private.py` names each, shows that it does what is needed, and finds any other in mvsearch.
+`tests/mvsearch/samplers/test_optuna_private.py` names each, shows that it does what is needed, and finds any other in
+mvsearch.
 """
 
 from __future__ import annotations

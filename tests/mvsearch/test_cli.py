@@ -1,5 +1,7 @@
 """The command line as a person uses it: one tiny real study, then every verb on it, and bad input."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -8,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from command_line import mvsearch, wait_for_lines
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,22 +26,6 @@ QUICK = [
     *("--set", "proxy.data=digits", "--set", "layout.width=[8, 12]", "--set", "layout.stages.1.head_dim=8"),
     *("--set", "layout.stages.2.head_dim=8", "--set", "layout.in_dim=8", "--set", "name=quick"),
 ]
-
-
-def mvsearch(*arguments, cwd, check=True, timeout=200, **env):
-    done = subprocess.run(
-        [sys.executable, "-c", "from mvsearch.cli import main; main()", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
-    if check:
-        assert done.returncode == 0, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -307,15 +293,6 @@ def start(folder, *arguments):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for_lines(path: Path, count: int, seconds: float = 120):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if path.exists() and len(path.read_text().splitlines()) >= count:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{path} has no {count} lines after {seconds} s")
 
 
 @pytest.mark.slow
