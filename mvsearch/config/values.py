@@ -97,7 +97,7 @@ def choices(check: Callable[[object], _T]) -> Callable[[object], tuple[_T, ...]]
     return check_all
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "_T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def quantity(value: object) -> float:
