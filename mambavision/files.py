@@ -46,7 +46,7 @@ def replacing(path: Path, *, unique: bool = True, sync: bool = True) -> Iterator
     try:
         yield scratch
         if sync:
-            with open(scratch, "rb") as file:
+            with open(scratch, "r+b") as file:
                 os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:

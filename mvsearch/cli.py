@@ -465,7 +465,7 @@ def _repeat(study: str, studies: Path, make_plan: Any, where: tuple[Any, ...], h
         findings, outcome = repeat(
             folder,
             make_plan,
-            where=Resources(*where),
+            resources=Resources(*where),
             hours=hours,
             view=view,
             on_start=lambda plan, pool, done: tables.print_repeat_start(out, plan, pool.description, done),

@@ -274,7 +274,7 @@ def repeat(
     folder: StudyFolder,
     make_plan: Callable[[StudyData], Plan],
     *,
-    where: Resources,
+    resources: Resources,
     hours: float | None = None,
     view: View,
     on_start: Callable[[Plan, Pool, int], None],
@@ -284,7 +284,7 @@ def repeat(
     Args:
         folder: of the study.
         make_plan: says what to train from what was measured.
-        where: where the work runs.
+        resources: where the work runs.
         hours: nothing is begun after so many; None: no limit.
         view: what a person sees while it runs.
         on_start: called before the first job, with the plan, the pool and how many layouts are done already.
@@ -306,7 +306,7 @@ def repeat(
         data = load_study_data(config, test=confirming)
         same_data(study.name, study.fingerprint, data.fingerprint)
         space = SearchSpace(config, num_classes=len(data.classes), in_chans=data.train.images.shape[1])
-        pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference(), test=confirming), data, where)
+        pool = open_pool(MakeWorker(config.proxy, config.timing, space.reference(), test=confirming), data, resources)
         try:
             run = Repeat(folder, plan, pool, view=view, hours=hours, epoch_limit_s=config.epoch_limit_s)
             on_start(plan, pool, run.state().finished)

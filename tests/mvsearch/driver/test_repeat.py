@@ -238,7 +238,7 @@ def test_jobs_may_take_longer_than_those_of_the_search_by_their_epochs(folder, m
 
     monkeypatch.setattr("mvsearch.driver.repeat.same_data", lambda *_: None)
     monkeypatch.setattr("mvsearch.driver.repeat.open_pool", lambda make, data, where: ReplayPool(Watched))
-    nothing = {"where": Resources(), "view": View(), "on_start": lambda plan, pool, done: None}
+    nothing = {"resources": Resources(), "view": View(), "on_start": lambda plan, pool, done: None}
     repeat(folder, lambda study: plan_calibrate(study, layouts=12), **nothing)
     # The longest job of that search would be an epoch.
     assert {(job.to_epoch - job.from_epoch, job.limit_s) for job in jobs} == {(2, 2 * 180.0)}

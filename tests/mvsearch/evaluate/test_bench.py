@@ -87,14 +87,14 @@ def test_a_table_of_one_device_serves_a_search_on_another(tmp_path: Path) -> Non
     there = pandas.read_csv(table).assign(device="cuda:0 NVIDIA H100")
     there.to_csv(table, index=False)
     config = load_config(tmp_path / "small.yaml", [f"throughput.file={table}", "search.trials=5"])
-    options = {"studies": tmp_path, "where": Resources(workers=1), "timings": None, "view": View()}
+    options = {"studies": tmp_path, "resources": Resources(workers=1), "timings": None, "view": View()}
     with pytest.raises(StudyError, match="'cuda:0 NVIDIA H100', and layouts that are not in it would be on 'cpu'"):
         launch(config, **options, on_space=lambda *_: None)
     config = load_config(tmp_path / "small.yaml", [f"throughput={{file: {table}, others: skip}}", "search.trials=26"])
-    _, study, outcome = launch(config, **options, on_space=lambda *_: None)
+    _, findings, outcome = launch(config, **options, on_space=lambda *_: None)
     assert outcome.exhausted
-    assert {record.key for record in study.records} == set(there.key)
-    taken = {record.key: record.ratio for record in study.records}
+    assert {record.key for record in findings.study.records} == set(there.key)
+    taken = {record.key: record.ratio for record in findings.study.records}
     assert taken == dict(zip(there.key, there.ratio, strict=True))
     assert study.device == "cuda:0 NVIDIA H100"
 
