@@ -96,9 +96,9 @@ def test_a_table_of_one_device_serves_a_search_on_another(tmp_path: Path) -> Non
     assert {record.key for record in findings.study.records} == set(there.key)
     taken = {record.key: record.ratio for record in findings.study.records}
     assert taken == dict(zip(there.key, there.ratio, strict=True))
-    assert study.device == "cuda:0 NVIDIA H100"
+    assert findings.study.device == "cuda:0 NVIDIA H100"
 
-    there[there.key != study.reference_key].to_csv(table, index=False)
+    there[there.key != findings.study.reference_key].to_csv(table, index=False)
     with pytest.raises(StudyError, match="the table lacks the layout that ratios are to"):
         launch(config, **options, on_space=lambda *_: None)
     there.assign(layout='{"stages": 3}').to_csv(table, index=False)
