@@ -30,12 +30,11 @@ def test_the_optuna_example_runs_and_its_study_holds_distinct_layouts(capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_tune_example_runs(tmp_path, monkeypatch):
-    import ray
+    from tuners import quiet_ray
 
     monkeypatch.setenv("HOME", str(tmp_path))  # Tune writes to ~/ray_results
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    names = run_blocks(tune=True)
+    with quiet_ray():
+        names = run_blocks(tune=True)
     assert len(names["results"]) == 6
     assert not names["results"].errors
     assert len({result.config["layout"]["in_dim"] for result in names["results"]}) == 1

@@ -386,6 +386,8 @@ def _connect(workers: int | None, address: str | None) -> None:
     import ray
     from ray.exceptions import RayError
 
+    if ray.is_initialized():
+        raise PoolError("workers: Ray runs in this process already; end it first (ray.shutdown()), or ask for 1 worker")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
     if address is None:
         cores = len(os.sched_getaffinity(0))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import optuna
+import ray
 from ray import tune
 from tune_trainable import trainable
 
@@ -29,11 +32,14 @@ TINY = (
 )
 
 
+@contextmanager
 def quiet_ray():
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """Ray on this machine, ended afterwards: a pool of the same process starts its own."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def tuner_in(folder, samples):

@@ -190,9 +190,9 @@ def check_trials(results, study, samples):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_tuner_fits_and_failures_do_not_stop_it(tmp_path):
-    quiet_ray()
     tuner = tuner_in(tmp_path, 10)
-    results = tuner.fit()
+    with quiet_ray():
+        results = tuner.fit()
     saved = searcher_of(sampler="ours")
     saved.restore_from_dir(str(tmp_path / "run"))
     check_trials(results, saved.study, 10)
@@ -204,14 +204,14 @@ import os, signal
 from mvsearch.integrations.tune import LayoutSearcher
 from tuners import quiet_ray, tuner_in
 from pathlib import Path
-quiet_ray()
 told = LayoutSearcher.on_trial_complete
 def tell(self, *arguments, **more):
     told(self, *arguments, **more)
     if sum(trial.state.is_finished() for trial in self.study.trials) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 LayoutSearcher.on_trial_complete = tell
-tuner_in(Path({folder!r}), 8).fit()
+with quiet_ray():
+    tuner_in(Path({folder!r}), 8).fit()
 """
 
 
@@ -221,9 +221,9 @@ def test_a_tuner_that_was_killed_is_restored_without_lost_or_doubled_trials(tmp_
     code = DRIVER.format(folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    quiet_ray()
-    tuner = tune.Tuner.restore(str(tmp_path / "run"), trainable, resume_errored=False)
-    results = tuner.fit()
+    with quiet_ray():
+        tuner = tune.Tuner.restore(str(tmp_path / "run"), trainable, resume_errored=False)
+        results = tuner.fit()
     saved = searcher_of(sampler="ours")
     saved.restore_from_dir(str(tmp_path / "run"))
     check_trials(results, saved.study, 8)

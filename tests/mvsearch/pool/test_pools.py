@@ -328,6 +328,17 @@ def test_ray_may_be_started_before_the_pool_is_asked_for():
 
 
 @pytest.mark.slow
+def test_ray_that_this_process_runs_already_is_named_and_left_alone():
+    import ray
+    from tuners import quiet_ray
+
+    with quiet_ray():
+        with pytest.raises(PoolError, match="Ray runs in this process already"):
+            RayPool(MakeFakeWorker(), None, workers=2)
+        assert ray.is_initialized()
+
+
+@pytest.mark.slow
 def test_a_running_cluster_is_used_and_its_capacity_respected():
     from ray.cluster_utils import Cluster
 
