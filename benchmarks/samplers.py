@@ -240,7 +240,7 @@ RUNG_CONTENDERS: dict[str, tuple[Callable[..., Any], bool]] = {
 def replay_rungs(table: Table, name: str, seed: int, budget_s: float) -> dict[str, Any]:
     """One study with rungs, one layout at a time, until the training seconds are spent.
 
-    What counts is trained to the last rung. Promotion is `mvsearch.halving`, as in a launch.
+    What counts is trained to the last rung. Promotion is `mvsearch.samplers.halving`, as in a launch.
     """
     make, rungs = RUNG_CONTENDERS[name]
     last = len(table.rungs) - 1

@@ -1,4 +1,4 @@
-"""Style and script of the page; colours of blocks come from `mvsearch.strip`."""
+"""Style and script of the page; colours of blocks come from `mvsearch.report.strip`."""
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1B1E23; --muted: #5B626C; --paper: #FFFFFF; --line: #DDE0E4;

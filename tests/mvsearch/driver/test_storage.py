@@ -316,5 +316,5 @@ def test_the_dashboard_shows_both_objectives_and_changes_nothing(request, page, 
                     urllib.request.urlopen(urllib.request.Request(api, method="DELETE"), timeout=30)
                 assert search.folder.journal.read_bytes() == before
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()  # not SIGINT, which a test run started in the background passes on as ignored
             server.wait(timeout=20)
