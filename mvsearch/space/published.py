@@ -21,7 +21,7 @@ def published_blocks(name: str, depth: int, base: str = "M", placed: str = "A") 
     """A pattern of table 5 for a stage of so many blocks; None where there is none (N/4 of fewer than 4).
 
     Args:
-        name: a key of `PUBLISHED`.
+        name: a key of `PUBLISHED_PATTERNS`.
         depth: number of blocks.
         base: the letter that takes the part of ``M``.
         placed: the letter that takes the part of ``A``.
