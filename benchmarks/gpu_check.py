@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,9 @@ class Card:
         """Replay of a CUDA graph of `run`; `run` itself when pretending."""
         if self.pretend:
             return run
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
+        from scan_cuda import captured
+
+        return captured(run)
 
 
 def conditions(card: Card) -> Result:
@@ -245,12 +239,11 @@ def _short(values: Result) -> Result:
 
 def timing(card: Card) -> Result:
     """Images a second in eager form and as a graph, under autocast and cast once, channels last, and of one image."""
-    from mambavision.model import MambaVision
+    from mvsearch.evaluate import throughput
 
     result: Result = {}
     for name, layout, size, batch, classes in _timed(card):
-        torch.manual_seed(0)
-        model = MambaVision(layout, num_classes=classes).to(card.device).eval()
+        model = throughput.timed_model(layout, classes, 3, card.device)
         cast = cast_once(model)
         for images_in in (batch, 1):
             images = torch.randn(images_in, 3, size, size, device=card.device)
@@ -347,8 +340,6 @@ def faults(card: Card) -> Result:
 
 def scan(card: Card) -> Result:
     """The scan's forms and segments at the shapes of the models, against what must be moved."""
-    import mambavision.scan.op  # noqa: F401  (registers the operators)
-
     if card.pretend:
         return {"left out": "needs Triton on a card; benchmarks/scan.py is for a CPU"}
     import scan_cuda
@@ -365,13 +356,14 @@ def scan(card: Card) -> Result:
             batch, channels, length, states = shape
             processors = torch.cuda.get_device_properties(0).multi_processor_count
             own = chosen(batch, channels, length, states, processors)
+            padded = triton_scan.padded_states(states)
             for backward in (False, True):
                 forms, leaves = scan_cuda.scan_forms(shape, torch.float32, backward, mamba)
                 forms = [form for form in forms if not form[0].startswith("reference")]
                 for segments in (1, 2, 4, 8, 16):
                     for wide in (8, 16):
-                        tiling = triton_scan.Tiling(4, wide, max(1, states_of(states) * wide // 128), segments)
-                        if segments * 8 > length or tiling == own or wide * states_of(states) > 1024:
+                        tiling = triton_scan.Tiling(4, wide, max(1, padded * wide // 128), segments)
+                        if segments * 8 > length or tiling == own or wide * padded > 1024:
                             continue
                         triton_scan.choose_tiling = lambda *_, tiling=tiling: tiling
                         name = f"{wide} channels, {segments} segments"
@@ -386,11 +378,6 @@ def scan(card: Card) -> Result:
     finally:
         triton_scan.choose_tiling = chosen
     return result
-
-
-def states_of(states: int) -> int:
-    """States of a program, as the kernel pads them."""
-    return max(8, 1 << (states - 1).bit_length())
 
 
 # -- 7 ---------------------------------------------------------------------------------------------------------------
@@ -557,6 +544,7 @@ def step_graph(card: Card) -> Result:
 
 def _training_step(card: Card, layout: Any, graph: bool) -> tuple[Callable[[], Tensor], Tensor, Tensor]:
     from mambavision.model import MambaVision
+    from mambavision.training import train_step
 
     model = MambaVision(layout, num_classes=10)
     model.reset_parameters(0)
@@ -569,13 +557,8 @@ def _training_step(card: Card, layout: Any, graph: bool) -> tuple[Callable[[], T
     lowered = nullcontext() if card.pretend else torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=not graph)
 
     def step() -> Tensor:
-        with lowered:
-            value = F.cross_entropy(model(images).float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        loss.copy_(value.detach())
+        batch = [(images, labels, 1.0)]
+        loss.copy_(train_step(model, batch, F.cross_entropy, optimizer, autocast=lambda: lowered, clip_norm=5.0))
         return loss
 
     if not graph:
@@ -653,22 +636,13 @@ def run_section(name: str, card: Card, out: Path) -> None:
     """Run one section in this process and write its result."""
     began = time.perf_counter()
     report: Result = {"section": name, "what": (SECTIONS[name][0].__doc__ or "").strip(), **conditions(card)}
-    with _written(out / f"{name}.json", report):
+    try:
         report["result"] = SECTIONS[name][0](card)
         report["seconds"] = round(time.perf_counter() - began, 1)
-
-
-@contextmanager
-def _written(file: Path, report: Result) -> Iterator[None]:
-    try:
-        yield
     except Exception as error:
-        import traceback
-
         report["failed"] = f"{type(error).__name__}: {error}"[:500]
         report["traceback"] = traceback.format_exc().splitlines()[-8:]
-    finally:
-        file.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
 
 
 def main() -> int:
